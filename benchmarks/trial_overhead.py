@@ -1,0 +1,63 @@
+"""What a trial costs beside its training: a search of 30 trivial trials on 2 slots.
+
+    python benchmarks/trial_overhead.py
+
+Prints the seconds a trial that the search took beyond the trials' own data, training and evaluation, once the
+processes were up: per slot, from the second trial of each process on.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+
+import ray
+
+from cifar_ray import search
+from cifar_ray.config import Task
+from cifar_ray.data import load_data
+from cifar_ray.progress import Console
+from cifar_ray.results import RunFolder
+from cifar_ray.runtime import output_to_file, ray_session, temporary_folder
+from cifar_ray.trial import TrialSettings
+from cifar_ray.watch import SearchWatch
+
+NUM_TRIALS = 30
+SLOTS = 2
+
+
+def trivial(trial: object, task: Task) -> dict[str, object]:
+    return {"model": {"widths": [8], "blocks": [1], "kernel_sizes": [3]}, "batch_size": 128}
+
+
+def main() -> None:
+    console = Console()
+    train, val = load_data("digits", train_size=300).train, load_data("digits", train_size=300).val
+    task = Task(num_classes=10, channels=1, image_size=8, num_train=len(train.images), device="cpu", flips=(False,))
+    arrays = dict(train_images=train.images, train_labels=train.labels, val_images=val.images, val_labels=val.labels)
+    with (
+        tempfile.TemporaryDirectory() as run,
+        temporary_folder() as temp,
+        output_to_file(temp / "ray.log"),
+        ray_session(temp, num_cpus=SLOTS),
+    ):
+        study = search.create_study(Path(run) / "study.journal", "tpe", seed=0)
+        watch = SearchWatch(RunFolder(Path(run)), console, NUM_TRIALS, SLOTS)
+        space = search.Space("trivial", trivial, lambda task: {})
+        searcher = search.StudySearcher(study, space, task, NUM_TRIALS, 0, watch)
+        settings = TrialSettings([ray.put(arrays)], 10, 3, 3, 1, time.time())
+        began = time.monotonic()
+        search.run_search(searcher, settings, {"CPU": 1, "GPU": 0}, temp)
+        wall = time.monotonic() - began
+        records = list(search.study_records(study))
+    later = [record["seconds"] for record in records if record["seconds"]["startup"] == 0]
+    useful = sum(seconds["data"] + seconds["train"] + seconds["eval"] for seconds in later)
+    wait = sum(seconds["wait"] for seconds in later)
+    startup = max(record["seconds"]["startup"] for record in records)
+    console.line(f"{len(records)} trials of {settings.max_epochs} epochs on {SLOTS} slots took {wall:.1f} s")
+    console.line(f"processes were up after {startup:.1f} s")
+    console.line(f"beyond its training, a trial in a running process took {wait / len(later):.3f} s (n = {len(later)})")
+    console.line(f"its training and evaluation took {useful / len(later):.3f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,3 @@
+"""Ray-distributed hyperparameter search for image classifiers."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,73 @@
+"""Batched augmentation of uint8 images on the device they live on: random crop, flip and cutout in one gather."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cifar_ray.config import AugmentConfig
+
+
+@dataclass(frozen=True)
+class Draws:
+    """One random draw for a batch of B images; all tensors have shape (B,)."""
+
+    shift_y: Tensor
+    """Rows by which the crop window moves, in -crop_padding..crop_padding."""
+    shift_x: Tensor
+    """Columns by which the crop window moves."""
+    flip: Tensor
+    """Whether the image is mirrored left to right (bool)."""
+    cutout_y: Tensor
+    """Centre row of the blanked square."""
+    cutout_x: Tensor
+    """Centre column of the blanked square."""
+
+
+def draw(config: AugmentConfig, batch_size: int, image_size: int, device: torch.device) -> Draws:
+    """Draw the random numbers of one batch from the device's global random state."""
+    padding = config.crop_padding
+    shifts = torch.randint(-padding, padding + 1, (2, batch_size), device=device)
+    centres = torch.randint(0, image_size, (2, batch_size), device=device)
+    flip = torch.rand(batch_size, device=device) < (0.5 if config.flip else 0.0)
+    return Draws(shifts[0], shifts[1], flip, centres[0], centres[1])
+
+
+def gather(images: Tensor, index: Tensor, draws: Draws, cutout: int, fill: Tensor) -> Tensor:
+    """Take `images[index]` augmented by `draws`.
+
+    The crop pads by reflection; the square of side `cutout` (DeVries and Taylor 2017, arXiv:1708.04552) is cut off
+    at the border and takes the colour `fill`.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        index: (B,) int64.
+        draws: the random draw of this batch.
+        cutout: side of the blanked square in pixels, 0 for none.
+        fill: (C,) uint8, the colour of blanked pixels.
+
+    Returns:
+        (B, C, H, W) uint8 in channels-last memory order.
+    """
+    height, width = images.shape[-2:]
+    rows = _reflect(torch.arange(height, device=images.device) + draws.shift_y[:, None], height)  # (B, H)
+    columns = torch.arange(width, device=images.device).expand(len(index), width)
+    columns = torch.where(draws.flip[:, None], width - 1 - columns, columns)
+    columns = _reflect(columns + draws.shift_x[:, None], width)  # (B, W)
+    batch = images[index[:, None, None], :, rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
+    if cutout:
+        in_rows = _in_square(draws.cutout_y, cutout, height)[:, :, None]  # (B, H, 1)
+        in_columns = _in_square(draws.cutout_x, cutout, width)[:, None, :]  # (B, 1, W)
+        batch = torch.where((in_rows & in_columns)[..., None], fill, batch)
+    return batch.permute(0, 3, 1, 2)
+
+
+def _reflect(index: Tensor, size: int) -> Tensor:
+    """Mirror indices that lie outside 0..size-1 back inside, without repeating the border pixel."""
+    return (size - 1) - ((size - 1) - index.abs()).abs()
+
+
+def _in_square(centre: Tensor, side: int, size: int) -> Tensor:
+    """Return (B, size) booleans: which coordinates lie in the span of `side` pixels around each centre."""
+    offset = torch.arange(size, device=centre.device) - (centre[:, None] - side // 2)
+    return (offset >= 0) & (offset < side)

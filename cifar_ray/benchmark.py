@@ -1,0 +1,210 @@
+"""The evaluation: actors score the final models on the sealed test split, then one actor times each configuration."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.exceptions import RayActorError
+from ray.util import ActorPool
+
+from cifar_ray.checkpoint import unpack_model
+from cifar_ray.config import TrialConfig
+from cifar_ray.loop import eval_model
+from cifar_ray.metrics import auc_macro_ovr, loss_and_accuracy
+from cifar_ray.models import Classifier
+
+MAX_ROUNDS = 3
+"""How often what dead actors left behind is given to new ones."""
+
+BATCHES_TIMED = {1: 200, 256: 20}
+"""How many batches of which size are timed."""
+
+NUM_WARMUP = 10
+"""Batches of each size that do not count."""
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A final model as it travels to an evaluation actor."""
+
+    name: str
+    weights: bytes
+    config: TrialConfig
+    card: dict[str, Any]
+    """The rest of its config.json, see `checkpoint.save_model`."""
+
+    def build(self, device: torch.device) -> Classifier:
+        return unpack_model(self.weights, self.config, self.card).to(device)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One model on the test split."""
+
+    probabilities: np.ndarray
+    """(N, C) float32."""
+    test_accuracy: float
+    test_loss: float
+    test_auc_macro_ovr: float | None
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long one configuration takes from a batch of uint8 images to logits, on one device."""
+
+    device: str
+    threads: int
+    batch_size: int
+    n: int
+    """Batches timed."""
+    latency_ms_p50: float
+    """Median time of a whole batch, in milliseconds."""
+    latency_ms_p95: float
+    images_per_s: float
+    """At the median time."""
+
+
+def _use_granted_resources() -> torch.device:
+    """Take the threads that Ray granted this actor, and return the device it granted."""
+    granted = ray.get_runtime_context().get_assigned_resources()
+    torch.set_num_threads(max(1, int(granted.get("CPU", 1))))
+    return torch.device("cuda" if granted.get("GPU") else "cpu")
+
+
+@ray.remote
+class Scorer:
+    """Scores models one by one."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        self.device = _use_granted_resources()
+        # Copied: the object store's arrays are read-only, which torch warns about, and the test split is small.
+        self.images = torch.tensor(images, device=self.device)
+        self.labels = torch.tensor(labels, device=self.device)
+
+    def score(self, key: str, model: SavedModel) -> tuple[str, Score]:
+        logits = eval_model(model.build(self.device), self.images)
+        loss, accuracy = loss_and_accuracy(logits, self.labels)
+        probabilities = logits.softmax(1)
+        return key, Score(probabilities.cpu().numpy(), accuracy, loss, auc_macro_ovr(probabilities, self.labels))
+
+
+@ray.remote
+class Timer:
+    """Times models, alone on its node."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.device = _use_granted_resources()
+        self.images = torch.tensor(images[:1000], device=self.device)
+
+    @torch.inference_mode()
+    def time(self, model: SavedModel) -> list[Latency]:
+        """Time single images, then batches; one entry each."""
+        network = model.build(self.device)
+        return [self._time_batches(network, batch_size, n) for batch_size, n in BATCHES_TIMED.items()]
+
+    def _time_batches(self, network: Classifier, batch_size: int, n: int) -> Latency:
+        seconds = []
+        for index in range(NUM_WARMUP + n):
+            # Other images each time; a test split smaller than the batch is used several times over.
+            wanted = torch.arange(index * batch_size, (index + 1) * batch_size) % len(self.images)
+            images = self.images[wanted.to(self.device)].contiguous(memory_format=torch.channels_last)
+            self._wait_for_device()
+            began = time.perf_counter()
+            network(images)
+            self._wait_for_device()
+            seconds.append(time.perf_counter() - began)
+        p50, p95 = np.percentile(seconds[NUM_WARMUP:], [50, 95])
+        return Latency(
+            device=torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
+            threads=torch.get_num_threads(),
+            batch_size=batch_size,
+            n=n,
+            latency_ms_p50=float(p50 * 1e3),
+            latency_ms_p95=float(p95 * 1e3),
+            images_per_s=float(batch_size / p50),
+        )
+
+    def _wait_for_device(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def map_over_actors(
+    make_actor: Callable[[], Any],
+    num_actors: int,
+    submit: Callable[[Any, str, Any], Any],
+    items: dict[str, Any],
+    on_result: Callable[[str, Any], None] = lambda key, result: None,
+) -> dict[str, Any]:
+    """Give every item to one of a pool of actors; what an actor took along when it died goes to another one.
+
+    Args:
+        make_actor: starts an actor.
+        num_actors: in the pool.
+        submit: calls the actor with a key and its item; the call returns (key, result).
+        items: by key.
+        on_result: called for each result as it comes.
+
+    Returns:
+        Results by key, one for every item, in the order of the items.
+
+    Raises:
+        RuntimeError: items were lost in every round.
+    """
+    results: dict[str, Any] = {}
+    for _ in range(MAX_ROUNDS):
+        missing = {key: item for key, item in items.items() if key not in results}
+        if not missing:
+            break
+        actors = [make_actor() for _ in range(min(num_actors, len(missing)))]
+        pool = ActorPool(actors)
+        for entry in missing.items():
+            pool.submit(lambda actor, entry: submit(actor, *entry), entry)
+        while pool.has_next():
+            try:
+                key, result = pool.get_next_unordered()
+            except RayActorError:
+                continue  # the pool drops the actor; its item is still missing and goes into the next round
+            results[key] = result
+            on_result(key, result)
+        for actor in actors:
+            ray.kill(actor)
+    lost = [key for key in items if key not in results]
+    if lost:
+        raise RuntimeError(f"evaluation actors died {MAX_ROUNDS} times over: no result for {', '.join(lost)}")
+    return {key: results[key] for key in items}
+
+
+def score_models(
+    models: dict[str, SavedModel],
+    images: np.ndarray,
+    labels: np.ndarray,
+    num_actors: int,
+    resources: dict[str, float],
+    on_result: Callable[[str, Any], None],
+) -> dict[str, Score]:
+    """Score every model on the test images (N, C, H, W) uint8 with labels (N,), `num_actors` side by side."""
+    refs = ray.put(images), ray.put(labels)
+    return map_over_actors(
+        lambda: Scorer.options(num_cpus=resources["CPU"], num_gpus=resources["GPU"]).remote(*refs),  # type: ignore[attr-defined]
+        num_actors,
+        lambda actor, key, model: actor.score.remote(key, model),
+        models,
+        on_result,
+    )
+
+
+def time_models(models: dict[str, SavedModel], images: np.ndarray) -> dict[str, list[Latency]]:
+    """Time each model with one actor that holds every CPU and GPU of the driver's node."""
+    node = ray.get_runtime_context().get_node_id()
+    resources = next(entry["Resources"] for entry in ray.nodes() if entry["NodeID"] == node)
+    timer = Timer.options(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0)).remote(  # type: ignore[attr-defined]
+        ray.put(images)
+    )
+    latencies = {name: ray.get(timer.time.remote(model)) for name, model in models.items()}
+    ray.kill(timer)
+    return latencies

@@ -1,0 +1,171 @@
+"""The configuration of one model and its training, as validated dataclasses.
+
+A search space returns a plain nested dict; :func:`trial_config` turns it into a :class:`TrialConfig` or says in
+one line what is wrong with it. Budgets (epochs, patience) are not part of a configuration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic.dataclasses import dataclass
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong; the message is one line that says what, where and what to do."""
+
+
+Positive = Annotated[int, pydantic.Field(ge=1)]
+NonNegative = Annotated[int, pydantic.Field(ge=0)]
+Rate = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
+PositiveFloat = Annotated[float, pydantic.Field(gt=0.0)]
+NonNegativeFloat = Annotated[float, pydantic.Field(ge=0.0)]
+
+STRICT_KEYS = pydantic.ConfigDict(extra="forbid")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a search space may look at: facts that stay fixed for a whole run."""
+
+    num_classes: int
+    """Number of classes."""
+    channels: int
+    """Image channels: 1 (grayscale) or 3 (RGB)."""
+    image_size: int
+    """Side of the square images, in pixels."""
+    num_train: int
+    """Number of training images (validation excluded)."""
+    device: Literal["cpu", "cuda"]
+    """Kind of device that trials run on."""
+    flips: tuple[bool, ...] = (False, True)
+    """Values of `augment/flip` that make sense: only False where a mirrored image is another class."""
+
+
+@dataclass(frozen=True, config=STRICT_KEYS)
+class CNNConfig:
+    """A convolutional network of stages. Each stage halves the resolution (max pooling in its first block)."""
+
+    widths: list[Positive] = field(default_factory=lambda: [32, 64, 128])
+    """Channels of each stage; its length is the number of stages."""
+    blocks: list[Positive] = field(default_factory=lambda: [1, 1, 1])
+    """Blocks (one convolution each) of each stage."""
+    kernel_sizes: list[Literal[1, 3, 5, 7]] = field(default_factory=lambda: [3, 3, 3])
+    """Side of the square filters of each stage, in pixels."""
+    activation: Literal["relu", "mish", "silu", "gelu"] = "relu"
+    """Activation function."""
+    norm: Literal["none", "batch", "group"] = "batch"
+    """Normalisation layer."""
+    norm_placement: Literal["before_activation", "after_activation", "before_conv"] = "before_activation"
+    """Where the normalisation stands: conv-norm-act, conv-act-norm or norm-conv-act."""
+    pool_placement: Literal["before_norm", "after_norm"] = "before_norm"
+    """Whether a pooling block pools before or after its normalisation."""
+    residual: bool = False
+    """Whether a block that keeps its shape adds its input to its output."""
+    dropout: Rate = 0.0
+    """Probability of dropping a whole channel at the end of each block."""
+    head_pool: Literal["avg", "max"] = "avg"
+    """Global pooling in front of the classifier."""
+    head_dropout: Rate = 0.0
+    """Probability of dropping a feature in front of the classifier."""
+
+    def __post_init__(self) -> None:
+        if not len(self.widths) == len(self.blocks) == len(self.kernel_sizes) > 0:
+            raise ValueError("widths, blocks and kernel_sizes need one entry per stage, and at least one stage")
+
+
+@dataclass(frozen=True, config=STRICT_KEYS)
+class OptimizerConfig:
+    """The optimizer and its peak learning rate."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """`sgd` is SGD with Nesterov momentum."""
+    lr: PositiveFloat = 0.1
+    """Peak learning rate."""
+    weight_decay: NonNegativeFloat = 5e-4
+    """Weight decay of convolution and linear weights; norm parameters and biases have none."""
+    momentum: Rate = 0.9
+    """Nesterov momentum of `sgd`, first beta of `adamw`."""
+
+
+@dataclass(frozen=True, config=STRICT_KEYS)
+class LRScheduleConfig:
+    """How the learning rate moves from its peak over the training horizon."""
+
+    name: Literal["constant", "step", "cosine", "one_cycle", "plateau"] = "one_cycle"
+    """`step` divides by 10 at 1/2 and 3/4 of the horizon; `one_cycle` warms up linearly and anneals linearly;
+    `plateau` divides by 3 when the validation loss has not fallen for 2 epochs."""
+    warmup: Rate = 0.25
+    """Fraction of the horizon spent warming up (`one_cycle` and `cosine`)."""
+
+
+@dataclass(frozen=True, config=STRICT_KEYS)
+class AugmentConfig:
+    """Batched augmentation of the training images."""
+
+    crop_padding: NonNegative = 0
+    """Random crop after padding this many pixels on each side by reflection; 0 is off."""
+    flip: bool = False
+    """Mirror each image left to right with probability 1/2."""
+    cutout: NonNegative = 0
+    """Side of a square blanked at a random place, in pixels; 0 is off."""
+
+
+@dataclass(frozen=True, config=STRICT_KEYS)
+class TrialConfig:
+    """Everything that defines a model and how it is trained, but its data, its budget and its seed."""
+
+    family: Literal["cnn"] = "cnn"
+    """Model family."""
+    model: CNNConfig = field(default_factory=CNNConfig)
+    """Architecture."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimizer."""
+    lr_schedule: LRScheduleConfig = field(default_factory=LRScheduleConfig)
+    """Learning-rate schedule."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Augmentation."""
+    batch_size: Positive = 128
+    """Images per optimizer step, over all workers together."""
+    label_smoothing: Rate = 0.0
+    """Label smoothing of the training loss."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as a plain nested dict that :func:`trial_config` reads back."""
+        return dataclasses.asdict(self)
+
+
+_TRIAL_CONFIG = pydantic.TypeAdapter(TrialConfig)
+
+
+def trial_config(values: Any, source: str) -> TrialConfig:
+    """Validate a nested dict from `source` (a name for messages).
+
+    Raises:
+        InputError: an unknown key, a missing or wrong value; the message names the key.
+    """
+    try:
+        return _TRIAL_CONFIG.validate_python(values)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = "/".join(str(part) for part in first["loc"]) or "configuration"
+        given = f" (got {first['input']!r:.60})" if first["type"] != "missing" else ""
+        raise InputError(f"{source}: {where}: {first['msg']}{given}") from None
+
+
+def load_trial_config(path: Path) -> TrialConfig:
+    """Read a configuration from a JSON file, either bare or as the `config` of a saved model.
+
+    Raises:
+        InputError: the file is missing, is not JSON, or is no configuration.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: cannot read a configuration: {error}") from None
+    return trial_config(values.get("config", values) if isinstance(values, dict) else values, str(path))

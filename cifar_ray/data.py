@@ -1,0 +1,227 @@
+"""The data a run trains on: where it comes from, and how it is split.
+
+Every source (scikit-learn's digits, torchvision's CIFAR-10, a folder of images or of parquet files) becomes uint8
+arrays of one size, cut into train, validation and test by fixed seeds. Search and finals see train and validation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cifar_ray.config import InputError
+from cifar_ray.decode import fit_square, one_line, to_array
+from cifar_ray.image_folder import Decoded, Images, cache_folder, checksum, load_folder
+
+SPLIT_SEED = 0  # not the run's seed: all runs over the same data see the same splits
+DOWNLOAD_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """A data set ready for training; the three splits share no image."""
+
+    train: Images
+    """What weights are fitted on."""
+    val: Images
+    """What models are chosen by."""
+    test: Images
+    """The sealed split: read once, by the evaluation."""
+    class_names: tuple[str, ...]
+    """Name of each label."""
+    source: str
+    """`digits`, `cifar10` or the absolute path of the user's folder."""
+    fingerprint: str
+    """SHA-256 over pixels, labels, split membership and class names: equal where two runs saw the same data."""
+    flips: tuple[bool, ...]
+    """Values of `augment/flip` that make sense: (False,) for digits, since a mirrored digit is another character."""
+    resize: dict[str, Any]
+    """How any image becomes an input, see :func:`decode_image`: `channels` (1 or 3), `image_size` and `rule`, which is
+    `native` (the data has that size already) or `shorter_side_center_crop`."""
+    bad_images: tuple[str, ...] = ()
+    """What `skip_bad_images` left out: "path: reason"."""
+
+
+def load_data(
+    source: str,
+    *,
+    train_size: int | None = None,
+    image_size: int | None = None,
+    data_dir: Path | None = None,
+    skip_bad_images: bool = False,
+    auto_size: int = 32,
+) -> DataSplits:
+    """Load `digits`, `cifar10` or the folder at the path `source`, and split it.
+
+    A folder holds one folder of images per class, or `train/` with `test/` or `val/` that do (the second is the test
+    split; with all three `val/` is the validation split), or Hugging Face parquet files (`train-*.parquet` ...).
+    Without a test split of its own, a stratified 20 % goes to test first. Validation is carved from train, stratified:
+    10 %, below 10,000 images 20 %. Decoded folders are kept in the user cache folder.
+
+    Args:
+        source: `digits`, `cifar10` or a path.
+        train_size: keep this many images of train and validation together, stratified. None keeps all.
+        image_size: side to bring every image to. None keeps the images' own size where all are equal, square and at
+            most 64 pixels wide, and otherwise means `auto_size`.
+        data_dir: where `cifar10` lies or is downloaded to. None is the user cache folder.
+        skip_bad_images: leave unreadable images out, and list them in `bad_images`, instead of failing.
+        auto_size: see `image_size`.
+
+    Raises:
+        InputError: the data is missing, unreadable or cannot be split as asked; one line says what, where, what to do.
+    """
+    if image_size is not None and image_size < 1:
+        raise InputError(f"--image-size {image_size}: must be at least 1")
+    if source == "digits":
+        decoded = _load_digits(image_size)
+    elif source == "cifar10":
+        decoded = _load_cifar10(data_dir or cache_folder(), image_size)
+    else:
+        source = os.path.abspath(os.path.expanduser(source))
+        decoded = load_folder(Path(source), image_size, auto_size, skip_bad_images)
+    train, val, test = _carve(decoded, source, train_size)
+
+    checksums = [checksum(array) for part in (train, val, test) for array in (part.images, part.labels)]
+    fingerprint = hashlib.sha256(json.dumps([decoded.class_names, checksums]).encode()).hexdigest()
+    flips = (False,) if source == "digits" else (False, True)
+    names, resize, bad = decoded.class_names, decoded.resize, decoded.bad_images
+    return DataSplits(train, val, test, names, source, fingerprint, flips, resize, bad)
+
+
+def _carve(decoded: Decoded, source: str, train_size: int | None) -> tuple[Images, Images, Images]:
+    """Return train, validation and test, copied into memory of their own."""
+    pool, val, test = decoded.splits["train"], decoded.splits.get("val"), decoded.splits.get("test")
+    num_classes = len(decoded.class_names)
+    needed = 1 + (val is None) + (test is None)  # images per class: one for each split that comes out of the pool
+    sizes = np.bincount(pool.labels, minlength=num_classes)
+    if sizes.min() < needed:
+        name = decoded.class_names[sizes.argmin()]
+        raise InputError(f"{source}: class {name!r} has {sizes.min()} train image(s), needs {needed}: add some")
+
+    keep = np.arange(len(pool.labels))
+    if test is None:
+        keep, chosen = stratified_split(pool.labels, round(0.2 * len(keep)), min_left=needed - 1)
+        test = _take(pool, chosen)
+    else:
+        test = _take(test, np.arange(len(test.labels)))
+
+    total = len(keep) + (0 if val is None else len(val.labels))
+    size = total if train_size is None else train_size
+    if size > total:
+        raise InputError(f"--train-size {size}: {source} has only {total} train and validation images")
+    if size < 2 * num_classes:
+        raise InputError(f"--train-size {size}: {num_classes} classes need at least {2 * num_classes} images")
+    if val is not None:
+        num_val = min(max(round(size * len(val.labels) / total), num_classes), size - num_classes)
+        keep = keep[stratified_split(pool.labels[keep], size - num_val, min_left=0)[1]]
+        return _take(pool, keep), _take(val, stratified_split(val.labels, num_val, min_left=0)[1]), test
+    if size < total:
+        keep = keep[stratified_split(pool.labels[keep], size, min_taken=2, min_left=0)[1]]
+    left, chosen = stratified_split(pool.labels[keep], round((0.1 if size >= 10_000 else 0.2) * size))
+    return _take(pool, keep[left]), _take(pool, keep[chosen]), test
+
+
+def stratified_split(
+    labels: np.ndarray, num_taken: int, *, min_taken: int = 1, min_left: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sorted positions of `labels` (N,) left behind and taken, the latter `num_taken` in all.
+
+    Each class gives in proportion to its size (largest remainder; ties go to the lower label), at least `min_taken` and
+    all but `min_left`; `num_taken` moves to the nearest number that allows it. The same labels give the same split.
+    """
+    classes, sizes = np.unique(labels, return_counts=True)
+    low, high = np.full_like(sizes, min_taken), sizes - min_left
+    assert (low <= high).all(), "a class is too small to split"
+    num_taken = int(np.clip(num_taken, low.sum(), high.sum()))
+    counts = np.clip(sizes * num_taken // len(labels), low, high)
+    while (missing := num_taken - counts.sum()) != 0:  # at most a few rounds per class
+        owed = sizes * num_taken - counts * len(labels)  # integers, so that ties are exact
+        if missing > 0:
+            counts[np.where(counts < high, owed, np.iinfo(np.int64).min).argmax()] += 1
+        else:
+            counts[np.where(counts > low, owed, np.iinfo(np.int64).max).argmin()] -= 1
+    rng = np.random.RandomState(SPLIT_SEED)  # the one whose stream no later version of numpy may change
+    taken = np.zeros(len(labels), dtype=bool)
+    for label, count in zip(classes, counts, strict=True):
+        taken[rng.permutation(np.flatnonzero(labels == label))[:count]] = True
+    return np.flatnonzero(~taken), np.flatnonzero(taken)
+
+
+def _take(part: Images, index: np.ndarray) -> Images:
+    return Images(part.images[index], part.labels[index])
+
+
+def _load_digits(image_size: int | None) -> Decoded:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]  # (N, 1, 8, 8) from 0..16
+    names = tuple(str(name) for name in bunch.target_names)
+    return _from_arrays({"train": Images(images, bunch.target.astype(np.int64))}, names, image_size)
+
+
+def _load_cifar10(data_dir: Path, image_size: int | None) -> Decoded:
+    from torchvision.datasets import CIFAR10
+
+    try:
+        sets = {"train": CIFAR10(data_dir, train=True), "test": CIFAR10(data_dir, train=False)}
+    except (RuntimeError, OSError):  # absent, unreadable, or its checksums are wrong
+        _download_cifar10(data_dir)
+        sets = {"train": CIFAR10(data_dir, train=True), "test": CIFAR10(data_dir, train=False)}
+    splits = {
+        name: Images(np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)), np.array(data.targets, dtype=np.int64))
+        for name, data in sets.items()
+    }
+    return _from_arrays(splits, tuple(sets["train"].classes), image_size)
+
+
+def _download_cifar10(data_dir: Path) -> None:
+    import http.client
+    import socket
+
+    from torchvision.datasets import CIFAR10
+
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)  # torchvision sets none: behind a silent firewall it waits for ever
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        # Beside the target and then moved, so that two runs that start at once do not write the same files.
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=data_dir) as temp:
+            if (data_dir / CIFAR10.filename).is_file():  # brought here by hand
+                shutil.copy(data_dir / CIFAR10.filename, temp)
+            CIFAR10(temp, download=True)
+            (data_dir / CIFAR10.base_folder).mkdir(exist_ok=True)
+            for file in (Path(temp) / CIFAR10.base_folder).iterdir():
+                os.replace(file, data_dir / CIFAR10.base_folder / file.name)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        raise InputError(
+            f"cifar10: cannot download {CIFAR10.url} to {data_dir} ({one_line(error)}); use `--data digits`, which "
+            f"needs no network, `--data PATH` with images of your own, or put {CIFAR10.filename} into that folder"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def _from_arrays(splits: dict[str, Images], class_names: tuple[str, ...], image_size: int | None) -> Decoded:
+    channels, native_size = splits["train"].images.shape[1:3]
+    if image_size is None:
+        return Decoded(splits, class_names, {"channels": channels, "image_size": native_size, "rule": "native"})
+    from PIL import Image
+
+    def fit(image: np.ndarray) -> np.ndarray:  # (C, H, W) to (C, S, S)
+        pixels = image[0] if channels == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
+        return to_array(fit_square(Image.fromarray(pixels), image_size))
+
+    with ThreadPoolExecutor() as pool:
+        splits = {k: Images(np.stack(list(pool.map(fit, v.images))), v.labels) for k, v in splits.items()}
+    resize = {"channels": channels, "image_size": image_size, "rule": "shorter_side_center_crop"}
+    return Decoded(splits, class_names, resize)

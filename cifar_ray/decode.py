@@ -1,0 +1,96 @@
+"""One encoded image of any size and mode to one array."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cifar_ray.config import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image as PILImage
+
+IMAGE_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # Pillow also opens EPS, by running Ghostscript
+
+
+def decode_image(data: bytes | Path, resize: dict[str, Any], name: str | None = None) -> np.ndarray:
+    """Decode an image of any size and mode the way `resize` (see :class:`DataSplits`) says.
+
+    It is turned as its EXIF orientation says, transparency is laid over white, 16-bit grayscale is scaled to 8 bits,
+    and only the first frame counts. Unless it has the right size, the shorter side is resized and the centre cropped.
+
+    Args:
+        data: an encoded image or the path of one.
+        resize: has `channels` and `image_size`; the same for both values of `rule`.
+        name: stands for the image in messages.
+
+    Returns:
+        (C, S, S) uint8, C-contiguous.
+
+    Raises:
+        InputError: this is no complete image of a known format; the message is "name: reason".
+    """
+    from PIL import ImageOps
+
+    size = resize["image_size"]
+    with _open_image(name or (str(data) if isinstance(data, Path) else "image"), data) as image:
+        image.draft(None, (2 * size, 2 * size))  # large JPEGs: decode at 1/2, 1/4 or 1/8, many times as fast
+        image.load()
+        with suppress(Exception):  # nothing is wrong with the pixels of an image whose EXIF block is damaged
+            ImageOps.exif_transpose(image, in_place=True)
+        return to_array(fit_square(_to_8_bits(image, resize["channels"]), size))
+
+
+def read_header(name: str, data: Path | bytes) -> tuple[bool, tuple[int, int]]:
+    with _open_image(name, data) as image:
+        return image.mode.startswith(("1", "L", "I", "F")) and image.mode != "LAB", image.size
+
+
+@contextmanager
+def _open_image(name: str, data: Path | bytes) -> Iterator[PILImage.Image]:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=IMAGE_FORMATS) as image:
+            yield image
+    except UnidentifiedImageError:  # its own message holds a memory address
+        raise InputError(f"{name}: not an image of a known format") from None
+    except Exception as error:  # of any kind: Pillow's decoders do not check all that they read
+        raise InputError(f"{name}: {one_line(error)}") from None
+
+
+def _to_8_bits(image: PILImage.Image, channels: int) -> PILImage.Image:
+    from PIL import Image
+
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise ValueError("its 32-bit pixels have no known range")
+        image = Image.fromarray(np.rint(values / 257).astype(np.uint8))  # scaled: Pillow's own conversion clips
+    elif image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def fit_square(image: PILImage.Image, size: int) -> PILImage.Image:
+    from PIL import Image
+
+    if image.size == (size, size):
+        return image
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+
+
+def to_array(image: PILImage.Image) -> np.ndarray:
+    pixels = np.asarray(image)  # (H, W) or (H, W, C)
+    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__

@@ -1,0 +1,185 @@
+"""The records of a run on disk: their paths, their columns, and how they are written and read.
+
+What they say about the models is the matter of `ranking`. Needs neither torch nor ray, so that every process can
+import it early.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cifar_ray.config import InputError
+
+DEFAULT = "default"
+"""Name of the configuration of trial 0, the default recipe, which is always among the finalists."""
+
+# fmt: off
+HISTORY_COLUMNS = (
+    "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_metric", "lr", "grad_norm_max", "train_s",
+)
+RESULTS_COLUMNS = (
+    "model", "family", "trial", "seed", "train_accuracy", "val_accuracy", "test_accuracy", "test_loss",
+    "test_auc_macro_ovr", "num_params", "size_mb", "latency_ms_p50", "latency_ms_p95", "images_per_s",
+    "config", "val_metric", "val_loss", "epochs", "best_epoch", "train_s", "training_seed",
+    "device", "threads", "torch",
+)
+LATENCY_COLUMNS = (
+    "config", "device", "threads", "batch_size", "n", "latency_ms_p50", "latency_ms_p95", "images_per_s",
+)
+# fmt: on
+TEXT_COLUMNS = frozenset({"model", "family", "config", "device", "torch"})
+"""Columns that stay text even where they look like numbers (a preset called `2024`, torch `2.11`)."""
+
+Row = dict[str, Any]
+
+
+class RunFolder:
+    """Paths of the files of one run; creates nothing."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.run_json = root / "run.json"
+        self.study_journal = root / "study.journal"
+        self.trials_jsonl = root / "trials.jsonl"
+        self.models = root / "models"
+        self.best = root / "best"
+        self.evaluation = root / "evaluation"
+        self.results_csv = self.evaluation / "results.csv"
+        self.predictions_npz = self.evaluation / "predictions.npz"
+        self.latency_csv = self.evaluation / "latency.csv"
+        self.report_html = root / "report.html"
+        self.report_md = root / "report.md"
+
+    def trial(self, number: int) -> Path:
+        """Folder of one trial's history and TensorBoard events."""
+        return self.root / "trials" / f"{number:04d}"
+
+    def model(self, name: str) -> Path:
+        """Folder of one final model, such as `trial-0012-seed2`."""
+        return self.models / name
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically (a reader, or a crash, meets the old file or the new one), making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically. What UTF-8 cannot hold (undecodable file names) becomes `?`."""
+    write_bytes(path, text.encode("utf-8", errors="replace"))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot read this record: {error}") from None
+
+
+def _plain(value: Any) -> Any:
+    """Turn numpy scalars and paths into what JSON and CSV know, and NaN and infinities into None."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def write_json(path: Path, obj: Any) -> None:
+    """Write JSON atomically; NaN and infinities, which JSON lacks, become null."""
+    write_text(path, json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises InputError where it is missing or is no JSON."""
+    try:
+        return json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: is no JSON: {error}") from None
+
+
+def write_trials(path: Path, records: Iterable[Row]) -> None:
+    """Write the records of trials atomically, one JSON object a line."""
+    write_text(path, "".join(json.dumps(_plain(record), allow_nan=False) + "\n" for record in records))
+
+
+def read_trials(path: Path) -> list[Row]:
+    """Read the records of trials; a missing file holds none. Raises InputError with the number of a broken line."""
+    records = []
+    for number, line in enumerate(_read_text(path).split("\n") if path.exists() else [], start=1):
+        try:
+            records += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}:{number}: is no JSON: {error}") from None
+    return records
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows under a header atomically. None, NaN, infinities and missing keys become empty cells.
+
+    Raises:
+        ValueError: a row has a key that is no column.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _plain(value) for key, value in row.items()} for row in rows)
+    write_text(path, text.getvalue())
+
+
+def _typed(column: str, cell: str | None) -> str | int | float | None:
+    if not cell or column in TEXT_COLUMNS:
+        return cell or None
+    for kind in (int, float):
+        try:
+            value = kind(cell)
+        except ValueError:
+            continue
+        return value if math.isfinite(value) else None
+    return cell
+
+
+def read_csv(path: Path) -> list[Row]:
+    """Read rows: int or float where a cell parses, None where empty or not finite. A missing file has no rows."""
+    if not path.exists():
+        return []
+    rows = csv.DictReader(io.StringIO(_read_text(path), newline=""))
+    return [{column: _typed(column, cell) for column, cell in row.items() if column} for row in rows]
+
+
+def write_predictions(path: Path, labels: np.ndarray, probabilities: Mapping[str, np.ndarray]) -> None:
+    """Write the test labels (N,) and each model's class probabilities (N, C), atomically."""
+    data = io.BytesIO()
+    np.savez_compressed(
+        data,
+        labels=labels.astype(np.int64),
+        **{name: values.astype(np.float32) for name, values in probabilities.items()},  # type: ignore[arg-type]
+    )
+    write_bytes(path, data.getvalue())
+
+
+def read_predictions(path: Path) -> dict[str, np.ndarray]:
+    """Read `labels` (N,) int64 and an array (N, C) float32 for each model; a missing file has none."""
+    if not path.exists():
+        return {}
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}

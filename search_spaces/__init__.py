@@ -1,0 +1,1 @@
+"""Search spaces: copy one, change it, and pass it with `--space my_space.py`."""

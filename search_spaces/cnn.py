@@ -1,0 +1,96 @@
+"""A convolutional network trained from scratch: architecture, optimizer, schedule and augmentation.
+
+`space` is called once a trial and may branch on what it has drawn. `task` is fixed for a run (`num_classes`,
+`channels`, `image_size`, `num_train`, `device`, `flips`), so ranges may depend on it. Parameter names are paths.
+"""
+
+from typing import Any
+
+import optuna
+
+from cifar_ray.config import Task
+
+
+def space(trial: optuna.Trial, task: Task) -> dict[str, Any]:
+    """Draw one configuration."""
+    # A CPU trains small networks only: the widest of these takes some ten times the work of `small-cnn`.
+    widths = [16, 24, 32, 48] if task.device == "cpu" else [32, 48, 64, 96, 128]
+    widest = 128 if task.device == "cpu" else 512
+
+    # Every stage halves the resolution: more of them than the image has halvings would only add depth.
+    halvings = max(1, task.image_size.bit_length() - 1)
+    stages = trial.suggest_int("model/stages", min(2, halvings), min(4, halvings))
+    blocks = trial.suggest_int("model/blocks", 1, 3)
+    width = trial.suggest_categorical("model/width", widths)
+    widen = trial.suggest_categorical("model/widen", [1.5, 2.0, 4.0])
+    norm = trial.suggest_categorical("model/norm", ["batch", "group", "none"])
+    model: dict[str, Any] = {
+        "widths": [min(widest, int(width * widen**stage) // 8 * 8) for stage in range(stages)],
+        "blocks": [blocks] * stages,
+        "kernel_sizes": [trial.suggest_categorical("model/kernel_size", [3, 5])] * stages,
+        "activation": trial.suggest_categorical("model/activation", ["relu", "mish", "silu", "gelu"]),
+        "norm": norm,
+        "residual": trial.suggest_categorical("model/residual", [False, True]),
+        "dropout": trial.suggest_float("model/dropout", 0.0, 0.3, step=0.05),
+        "head_pool": trial.suggest_categorical("model/head_pool", ["avg", "max"]),
+        "head_dropout": trial.suggest_float("model/head_dropout", 0.0, 0.5, step=0.1),
+    }
+    if norm != "none":
+        placements = ["before_activation", "after_activation", "before_conv"]
+        model["norm_placement"] = trial.suggest_categorical("model/norm_placement", placements)
+        if model["norm_placement"] != "before_conv":
+            model["pool_placement"] = trial.suggest_categorical("model/pool_placement", ["before_norm", "after_norm"])
+
+    optimizer: dict[str, Any] = {"name": trial.suggest_categorical("optimizer/name", ["sgd", "adamw"])}
+    if optimizer["name"] == "sgd":
+        optimizer["lr"] = trial.suggest_float("optimizer/sgd_lr", 0.01, 0.5, log=True)
+        optimizer["weight_decay"] = trial.suggest_float("optimizer/sgd_weight_decay", 1e-5, 1e-2, log=True)
+    else:
+        optimizer["lr"] = trial.suggest_float("optimizer/adamw_lr", 3e-4, 2e-2, log=True)
+        optimizer["weight_decay"] = trial.suggest_float("optimizer/adamw_weight_decay", 1e-4, 0.3, log=True)
+
+    schedules = ["constant", "step", "cosine", "one_cycle", "plateau"]
+    return {
+        "family": "cnn",
+        "model": model,
+        "optimizer": optimizer,
+        "lr_schedule": {"name": trial.suggest_categorical("lr_schedule/name", schedules)},
+        "augment": {
+            "crop_padding": trial.suggest_int("augment/crop_padding", 0, task.image_size // 8),
+            "flip": trial.suggest_categorical("augment/flip", list(task.flips)),
+            "cutout": trial.suggest_int("augment/cutout", 0, task.image_size // 4, step=max(1, task.image_size // 16)),
+        },
+        "batch_size": trial.suggest_categorical(
+            "batch_size", [32, 64, 128] if task.device == "cpu" else [256, 512, 1024]
+        ),
+        "label_smoothing": trial.suggest_categorical("label_smoothing", [0.0, 0.1, 0.2]),
+    }
+
+
+def default(task: Task) -> dict[str, Any]:
+    """Parameter values of trial 0: `small-cnn` on a CPU, `fast-cnn` on a GPU."""
+    small = task.device == "cpu"
+    return {
+        "model/stages": min(3, max(1, task.image_size.bit_length() - 1)),
+        "model/blocks": 2,
+        "model/width": 32 if small else 64,
+        "model/widen": 1.5 if small else 2.0,
+        "model/kernel_size": 3,
+        "model/activation": "relu" if small else "gelu",
+        "model/norm": "batch",
+        "model/norm_placement": "before_activation",
+        "model/pool_placement": "before_norm",
+        "model/residual": True,
+        "model/dropout": 0.0,
+        "model/head_pool": "avg" if small else "max",
+        "model/head_dropout": 0.0,
+        "optimizer/name": "sgd",
+        "optimizer/sgd_lr": 0.15 if small else 0.4,
+        "optimizer/sgd_weight_decay": 5e-4,
+        "lr_schedule/name": "one_cycle",
+        "augment/crop_padding": task.image_size // 16,
+        "augment/flip": task.flips[-1],
+        "augment/cutout": 0,
+        "batch_size": 64 if small else 512,
+        "label_smoothing": 0.0 if small else 0.2,
+    }

@@ -1,0 +1,95 @@
+"""The evaluation pool on real Ray actors."""
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from sklearn.metrics import log_loss, roc_auc_score
+
+from cifar_ray.benchmark import MAX_ROUNDS, SavedModel, map_over_actors, score_models, time_models
+from cifar_ray.checkpoint import pack_weights
+from cifar_ray.config import TrialConfig
+from cifar_ray.data import load_data
+from cifar_ray.models import build_model
+
+CARD = {"class_names": list("0123456789"), "resize": {"channels": 1, "image_size": 8, "rule": "native"}}
+
+
+@pytest.fixture(scope="module")
+def test_split() -> Any:
+    return load_data("digits").test
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, SavedModel]:
+    """Three untrained models."""
+    made = {}
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = build_model(TrialConfig(), num_classes=10, channels=1, image_size=8)
+        model.normalize.mean.fill_(80.0)
+        model.normalize.std.fill_(80.0)
+        made[f"m{seed}"] = SavedModel(f"m{seed}", pack_weights(model), TrialConfig(), CARD)
+    return made
+
+
+def test_scores_are_scikit_learns_of_the_models_probabilities(
+    hardware: Any, models: dict[str, SavedModel], test_split: Any
+) -> None:
+    seen: list[str] = []
+    scores = score_models(
+        models, test_split.images, test_split.labels, 2, {"CPU": 1, "GPU": 0}, lambda name, score: seen.append(name)
+    )
+    assert list(scores) == list(models)
+    assert sorted(seen) == sorted(models)
+    for name, score in scores.items():
+        with torch.inference_mode():
+            logits = models[name].build(torch.device("cpu"))(torch.tensor(test_split.images))
+        expected = logits.softmax(1).numpy()
+        np.testing.assert_allclose(score.probabilities, expected, atol=1e-6)
+        assert score.test_accuracy == pytest.approx((expected.argmax(1) == test_split.labels).mean())
+        assert score.test_loss == pytest.approx(log_loss(test_split.labels, expected), rel=1e-4)
+        assert score.test_auc_macro_ovr == pytest.approx(
+            roc_auc_score(test_split.labels, score.probabilities, multi_class="ovr", average="macro"), abs=1e-6
+        )
+
+
+def test_each_model_is_timed_alone_on_the_whole_node(
+    hardware: Any, models: dict[str, SavedModel], test_split: Any
+) -> None:
+    timed = time_models({"m0": models["m0"]}, test_split.images)["m0"]
+    assert [latency.batch_size for latency in timed] == [1, 256]
+    for latency in timed:
+        assert latency.threads == hardware.num_cpus
+        assert 0 < latency.latency_ms_p50 <= latency.latency_ms_p95
+        assert latency.images_per_s == pytest.approx(latency.batch_size / latency.latency_ms_p50 * 1e3)
+
+
+@ray.remote(num_cpus=0)
+class Mortal:
+    """Returns what it is given, but dies of the items that say so, once or always."""
+
+    def work(self, key: str, item: str) -> tuple[str, str]:
+        if item.startswith("deadly") or (item.startswith("once:") and not os.path.exists(item[5:])):
+            if item.startswith("once:"):
+                open(item[5:], "w").close()
+            os._exit(1)
+        return key, item
+
+
+def work(actor: Any, key: str, item: str) -> Any:
+    return actor.work.remote(key, item)
+
+
+@pytest.mark.parametrize("num_actors", [1, 2])
+def test_a_dead_actor_loses_no_item(hardware: Any, tmp_path: Any, num_actors: int) -> None:
+    items = {"a": "fine", "b": f"once:{tmp_path}/b", "c": "fine", "d": f"once:{tmp_path}/d", "e": "fine"}
+    assert map_over_actors(Mortal.remote, num_actors, work, items) == items
+
+
+def test_an_item_that_kills_every_actor_is_named(hardware: Any) -> None:
+    with pytest.raises(RuntimeError, match=f"died {MAX_ROUNDS} times over: no result for b"):
+        map_over_actors(Mortal.remote, 2, work, {"a": "fine", "b": "deadly"})

@@ -1,0 +1,197 @@
+"""Configurations: what is valid comes back unchanged, what is not is told in one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cifar_ray.config import InputError, TrialConfig, load_trial_config, trial_config
+
+UNUSUAL: dict[str, Any] = {
+    "family": "cnn",
+    "model": {
+        "widths": [8, 24],
+        "blocks": [2, 1],
+        "kernel_sizes": [5, 1],
+        "activation": "mish",
+        "norm": "group",
+        "norm_placement": "before_conv",
+        "pool_placement": "after_norm",
+        "residual": True,
+        "dropout": 0.1,
+        "head_pool": "max",
+        "head_dropout": 0.2,
+    },
+    "optimizer": {"name": "adamw", "lr": 0.003, "weight_decay": 0.01, "momentum": 0.8},
+    "lr_schedule": {"name": "cosine", "warmup": 0.1},
+    "augment": {"crop_padding": 4, "flip": True, "cutout": 8},
+    "batch_size": 96,
+    "label_smoothing": 0.15,
+}
+"""A configuration in which every value differs from its default, but for the only family."""
+
+
+def told(values: Any) -> str:
+    """The message that a wrong configuration gives, held to one line that begins with where it came from."""
+    with pytest.raises(InputError) as caught:
+        trial_config(values, "here")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("here: ")
+    return message
+
+
+def test_a_configuration_survives_the_way_through_json() -> None:
+    config = trial_config(UNUSUAL, "here")
+    assert config.to_dict() == UNUSUAL
+    assert trial_config(json.loads(json.dumps(config.to_dict())), "here") == config
+
+
+def test_the_unusual_configuration_has_no_default_value() -> None:
+    default = TrialConfig().to_dict()
+    for section, values in UNUSUAL.items():
+        if isinstance(values, dict):
+            assert set(values) == set(default[section])
+            assert not [key for key, value in values.items() if value == default[section][key]]
+        elif section != "family":
+            assert values != default[section]
+
+
+def test_what_is_left_out_takes_its_default() -> None:
+    assert trial_config({}, "here") == TrialConfig()
+    config = trial_config({"optimizer": {"lr": 0.2}}, "here")
+    assert (config.optimizer.lr, config.optimizer.momentum) == (0.2, 0.9)
+
+
+def test_two_configurations_share_no_lists() -> None:
+    first, second = TrialConfig(), TrialConfig()
+    assert first.model.widths is not second.model.widths
+    first.to_dict()["model"]["widths"].append(1)
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("family", "resnet"),
+        ("family", None),
+        ("model", None),
+        ("model", [1]),
+        ("model/widths", 32),
+        ("model/widths/1", [8, 0, 8]),
+        ("model/widths/0", ["wide", 8, 8]),
+        ("model/blocks/2", [1, 1, -1]),
+        ("model/blocks/0", [1.5, 1, 1]),
+        ("model/kernel_sizes/0", [2, 3, 3]),
+        ("model/activation", "tanh"),
+        ("model/norm", "layer\nnorm"),
+        ("model/norm_placement", "nowhere"),
+        ("model/pool_placement", "nowhere"),
+        ("model/residual", "maybe"),
+        ("model/dropout", 1.0),
+        ("model/dropout", -0.1),
+        ("model/head_pool", "mean"),
+        ("model/head_dropout", 1.5),
+        ("optimizer/name", "lion"),
+        ("optimizer/lr", 0.0),
+        ("optimizer/lr", -1.0),
+        ("optimizer/lr", float("nan")),
+        ("optimizer/lr", float("inf")),
+        ("optimizer/lr", "fast"),
+        ("optimizer/weight_decay", -1e-9),
+        ("optimizer/weight_decay", float("inf")),
+        ("optimizer/momentum", 1.0),
+        ("lr_schedule/name", "linear"),
+        ("lr_schedule/warmup", 1.0),
+        ("augment/crop_padding", -1),
+        ("augment/crop_padding", 0.5),
+        ("augment/flip", 2),
+        ("augment/cutout", -1),
+        ("batch_size", 0),
+        ("batch_size", "many"),
+        ("batch_size", None),
+        ("label_smoothing", 1.0),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_key(key: str, value: Any) -> None:
+    section, *path = key.split("/")
+    message = told({section: {path[0]: value}} if path else {section: value})
+    assert message.startswith(f"here: {key}: ")
+    assert "(got " in message
+
+
+@pytest.mark.parametrize("section", ["", "model", "optimizer", "lr_schedule", "augment"])
+def test_an_unknown_key_is_told(section: str) -> None:
+    message = told({section: {"colour": 1}} if section else {"colour": 1})
+    assert message.startswith(f"here: {section + '/' if section else ''}colour: ")
+
+
+def test_a_key_with_a_line_break_is_told_in_one_line() -> None:
+    assert "colour" in told({"colour\nof": 1})
+
+
+def test_a_key_that_is_no_string_is_told() -> None:
+    assert "7" in told({7: 1})
+
+
+@pytest.mark.parametrize("values", [None, [], "cnn", 3, [{"model": {}}]])
+def test_what_is_no_dictionary_is_told(values: Any) -> None:
+    assert "dictionary" in told(values)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"widths": [], "blocks": [], "kernel_sizes": []},
+        {"widths": [8, 8], "blocks": [1, 1], "kernel_sizes": [3]},
+        {"widths": [8]},
+    ],
+)
+def test_stages_of_unequal_number_or_none_are_told(model: dict[str, Any]) -> None:
+    message = told({"model": model})
+    assert message.startswith("here: model: ")
+    assert "one entry per stage" in message
+
+
+def test_a_long_wrong_value_is_cut_off_in_the_message() -> None:
+    assert len(told({"optimizer": {"name": "x" * 10_000}})) < 300
+
+
+@pytest.mark.parametrize("card", [UNUSUAL, {"config": UNUSUAL, "class_names": ["a", "b"]}], ids=["bare", "saved model"])
+def test_a_configuration_is_read_from_a_file(tmp_path: Path, card: dict[str, Any]) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(card))
+    assert load_trial_config(path).to_dict() == UNUSUAL
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"cnn"',
+        b'{"config": []}',
+        b'{"config": {"colour": 1}}',
+        b'{"optimizer": {"lr": NaN}}',
+        b"\xff\xfe\x00",
+    ],
+)
+def test_a_file_that_is_no_configuration_is_told_with_its_path(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        load_trial_config(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [".", "absent.json"], ids=["folder", "absent"])
+def test_a_missing_file_or_a_folder_is_told_with_its_path(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with pytest.raises(InputError) as caught:
+        load_trial_config(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)

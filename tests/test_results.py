@@ -1,0 +1,104 @@
+"""Records on disk: what is written is read back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cifar_ray import results
+from cifar_ray.config import InputError
+
+
+def test_importing_the_plain_band_loads_nothing_heavy() -> None:
+    code = "import sys, cifar_ray.results, cifar_ray.render; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "cifar_ray.render" in loaded
+    assert not {"torch", "ray", "optuna", "scipy", "matplotlib", "jinja2"} & set(loaded)
+
+
+def test_json_round_trip_has_null_for_what_json_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "run.json"
+    results.write_json(
+        path, {"a": float("nan"), "b": [np.float32("inf"), np.int64(3)], "c": Path("x"), "ü": None, 4: (1,)}
+    )
+    assert "NaN" not in path.read_text() and "Infinity" not in path.read_text()
+    assert results.read_json(path) == {"a": None, "b": [None, 3], "c": "x", "ü": None, "4": [1]}
+
+
+def test_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run.json"
+    results.write_json(path, {"old": 1})
+
+    def disk_full(source: Path, target: Path) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(results.os, "replace", disk_full)
+    with pytest.raises(OSError, match="No space"):
+        results.write_json(path, {"new": 2})
+    assert results.read_json(path) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_missing_and_broken_json_are_input_errors(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"run\.json"):
+        results.read_json(tmp_path / "run.json")
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(InputError, match=r"run\.json: is no JSON"):
+        results.read_json(tmp_path / "run.json")
+
+
+def test_trials_round_trip_and_name_the_broken_line(tmp_path: Path) -> None:
+    path = tmp_path / "trials.jsonl"
+    assert results.read_trials(path) == []
+    records = [{"number": 0, "reason": "two\nlines \u2028", "best": None}, {"number": 1, "best": {"val_loss": 0.1}}]
+    results.write_trials(path, records)
+    assert results.read_trials(path) == records
+    assert len(path.read_text().splitlines()) == 2
+    path.write_text(path.read_text() + '{"number": 2')
+    with pytest.raises(InputError, match=r"trials\.jsonl:3"):
+        results.read_trials(path)
+
+
+def test_csv_round_trip_is_typed_and_keeps_names_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    first = {
+        "model": 'a,"b"-seed0',
+        "config": "2024",
+        "torch": "2.11",
+        "seed": 0,
+        "val_loss": 1e-9,
+        "test_accuracy": None,
+    }
+    results.write_csv(
+        path, results.RESULTS_COLUMNS, [first, {"model": "nan", "val_loss": float("nan"), "seed": np.int64(7)}]
+    )
+    read = results.read_csv(path)
+    assert {key: value for key, value in read[0].items() if value is not None} == {
+        k: v for k, v in first.items() if v is not None
+    }
+    assert isinstance(read[0]["seed"], int)
+    assert (read[1]["model"], read[1]["val_loss"], read[1]["seed"]) == ("nan", None, 7)
+    assert path.read_text().splitlines()[0] == ",".join(results.RESULTS_COLUMNS)
+    assert results.read_csv(tmp_path / "missing.csv") == []
+    with pytest.raises(ValueError, match="typo"):
+        results.write_csv(path, results.RESULTS_COLUMNS, [{"typo": 1}])
+
+
+def test_predictions_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.npz"
+    assert results.read_predictions(path) == {}
+    probabilities = np.array([[0.25, 0.75], [1.0, 0.0]])
+    results.write_predictions(path, np.array([1, 0]), {"a-seed0": probabilities})
+    read = results.read_predictions(path)
+    assert (read["labels"].dtype, read["a-seed0"].dtype) == (np.int64, np.float32)
+    np.testing.assert_array_equal(read["a-seed0"], probabilities)
+
+
+def test_written_json_is_what_json_reads(tmp_path: Path) -> None:
+    results.write_trials(tmp_path / "t", [{"best": {"val_loss": np.float64("nan")}}])
+    assert json.loads((tmp_path / "t").read_text(), parse_constant=pytest.fail) == {"best": {"val_loss": None}}

@@ -1,0 +1,250 @@
+"""Search spaces: whatever is drawn is a valid configuration whose model runs; a broken space is told in one line."""
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+
+from cifar_ray.config import InputError, Task, TrialConfig, trial_config
+from cifar_ray.models import build_model, count_params
+from cifar_ray.search import Space, load_space
+
+SPACES = ["cnn"]
+TASKS = [
+    Task(10, 1, 8, 1150, device, flips=(False,))  # type: ignore[arg-type]
+    for device in ("cpu", "cuda")
+] + [
+    Task(num_classes, channels, size, 40_000, device)  # type: ignore[arg-type]
+    for num_classes, channels, size in ((2, 1, 28), (10, 3, 32), (200, 3, 64))
+    for device in ("cpu", "cuda")
+]
+NUM_SAMPLES = 200
+NUM_SHAPES = 40
+NUM_RUN = 3
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors this small gain nothing from threads, and lose much where other processes want the cores too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def task_name(task: Task) -> str:
+    return f"{task.image_size}px-{task.channels}c-{task.device}"
+
+
+def new_study(seed: int = 0) -> optuna.Study:
+    return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+
+
+def samples(space: Space, task: Task, count: int) -> list[tuple[dict[str, Any], TrialConfig]]:
+    """Parameters and configurations drawn at random; a warning of Optuna's about a range is an error."""
+    study = new_study()
+    drawn = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(count):
+            trial = study.ask()
+            config = space.config(trial, task)
+            drawn.append((trial.params, config))
+    return drawn
+
+
+def runs_forward(config: TrialConfig, task: Task, device: str) -> bool:
+    with torch.device(device):
+        sizes = {"num_classes": task.num_classes, "channels": task.channels, "image_size": task.image_size}
+        model = build_model(config, **sizes)
+        images = torch.zeros(2, task.channels, task.image_size, task.image_size, dtype=torch.uint8)
+        return model(images).shape == (2, task.num_classes)
+
+
+@pytest.mark.parametrize("task", TASKS, ids=task_name)
+@pytest.mark.parametrize("name", SPACES)
+def test_whatever_a_space_draws_is_a_model_that_runs(name: str, task: Task) -> None:
+    drawn = samples(load_space(name), task, NUM_SAMPLES)
+    for index, (_, config) in enumerate(drawn):
+        assert trial_config(config.to_dict(), "here") == config
+        # Without memory or arithmetic: this shows that the shapes fit.
+        if index < NUM_SHAPES:
+            assert runs_forward(config, task, "meta")
+        if task.device == "cpu" and index < NUM_RUN:
+            assert runs_forward(config, task, "cpu")
+        assert config.augment.crop_padding < task.image_size
+        assert config.augment.cutout < task.image_size
+    assert len({str(config) for _, config in drawn}) > NUM_SAMPLES * 0.9
+
+
+@pytest.mark.parametrize("task", [TASKS[4], TASKS[5]], ids=task_name)
+@pytest.mark.parametrize("name", SPACES)
+def test_a_space_uses_every_choice_of_a_configuration_that_it_offers(name: str, task: Task) -> None:
+    drawn = samples(load_space(name), task, NUM_SAMPLES)
+    names: dict[str, set[object]] = {}
+    for params, _ in drawn:
+        for key, value in params.items():
+            names.setdefault(key, set()).add(value)
+    assert names.keys() >= load_space(name).default(task).keys()
+    assert all(len(values) > 1 for values in names.values())
+
+
+@pytest.mark.parametrize("task", TASKS[:2], ids=task_name)
+@pytest.mark.parametrize("name", SPACES)
+def test_images_that_must_not_be_mirrored_never_are(name: str, task: Task) -> None:
+    assert task.flips == (False,)
+    space = load_space(name)
+    assert not any(config.augment.flip for _, config in samples(space, task, NUM_SAMPLES))
+    assert space.config(optuna.trial.FixedTrial(space.default(task)), task).augment.flip is False
+
+
+@pytest.mark.parametrize("size", [*range(1, 65), 96, 160])
+@pytest.mark.parametrize("name", SPACES)
+def test_a_space_takes_every_image_size(name: str, size: int) -> None:
+    # `--image-size auto` keeps uniform images of up to 64 pixels as they are, whatever their size.
+    space = load_space(name)
+    task = Task(3, 3, size, 1000, "cpu")
+    for _, config in samples(space, task, 3):
+        assert runs_forward(config, task, "meta")
+    assert enqueued(space, task)[0].params == space.default(task)
+
+
+def enqueued(space: Space, task: Task) -> tuple[optuna.Trial, TrialConfig]:
+    """Trial 0 as the search asks for it; a warning about a value outside its range is an error."""
+    study = new_study()
+    study.enqueue_trial(space.default(task))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trial = study.ask()
+        return trial, space.config(trial, task)
+
+
+@pytest.mark.parametrize("task", TASKS, ids=task_name)
+@pytest.mark.parametrize("name", SPACES)
+def test_the_default_recipe_is_drawn_as_it_is_written(name: str, task: Task) -> None:
+    space = load_space(name)
+    trial, config = enqueued(space, task)
+    assert trial.params == space.default(task)
+    assert config == space.config(optuna.trial.FixedTrial(space.default(task)), task)
+    assert runs_forward(config, task, "cpu")
+
+
+def test_the_default_recipe_is_small_on_a_cpu_and_larger_on_a_gpu() -> None:
+    space = load_space("cnn")
+
+    def size(device: str) -> int:
+        task = Task(10, 3, 32, 40_000, device)  # type: ignore[arg-type]
+        return count_params(build_model(enqueued(space, task)[1], num_classes=10, channels=3, image_size=32))
+
+    assert size("cpu") <= 150_000 < size("cuda")
+
+
+# ---- files of the user's own ----
+
+
+def told(path: Path, source: str) -> str:
+    """The message about a file that cannot be loaded as a space."""
+    path.write_text(source)
+    return one_line(str(path))
+
+
+def one_line(name: str) -> str:
+    with pytest.raises(InputError) as caught:
+        load_space(name)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "--space" in message and name in message
+    return message
+
+
+def test_a_copied_space_is_loaded_from_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "my_space.py"
+    path.write_text((Path(__file__).resolve().parent.parent / "search_spaces" / "cnn.py").read_text())
+    space = load_space(str(path))
+    assert space.name == "my_space"
+    assert samples(space, TASKS[0], 5) == samples(load_space("cnn"), TASKS[0], 5)
+    assert space.default(TASKS[0]) == load_space("cnn").default(TASKS[0])
+
+
+def test_a_space_without_a_default_starts_at_random(tmp_path: Path) -> None:
+    path = tmp_path / "bare.py"
+    path.write_text("def space(trial, task):\n    return {'batch_size': trial.suggest_int('batch_size', 8, 9)}\n")
+    space = load_space(str(path))
+    assert space.default(TASKS[0]) == {}
+    assert {config.batch_size for _, config in samples(space, TASKS[0], 20)} == {8, 9}
+
+
+@pytest.mark.parametrize("name", ["resnet9000", "", "absent.py", "no/such/folder/space.py", "__init__"])
+def test_an_unknown_space_is_told_with_the_known_ones(name: str) -> None:
+    assert "cnn" in one_line(name)
+
+
+def test_what_is_no_python_file_is_no_space(tmp_path: Path) -> None:
+    (tmp_path / "folder.py").mkdir()
+    one_line(str(tmp_path / "folder.py"))
+    one_line(str(tmp_path))
+    (tmp_path / "space.txt").write_text("def space(trial, task):\n    return {}\n")
+    one_line(str(tmp_path / "space.txt"))
+
+
+@pytest.mark.parametrize("source", ["", "x = 1\n", "space = 3\n", "def spaces(trial, task):\n    return {}\n"])
+def test_a_file_without_the_function_is_told(tmp_path: Path, source: str) -> None:
+    assert "space(trial, task)" in told(tmp_path / "mine.py", source)
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        ("def space(trial, task:\n    return {}\n", "SyntaxError"),
+        ("def space(trial, task):\nreturn {}\n", "IndentationError"),
+        ("import no_such_module_anywhere\n", "ModuleNotFoundError"),
+        ("raise ValueError('first\\nsecond')\n", "ValueError"),
+        ("1 / 0\n", "ZeroDivisionError"),
+    ],
+)
+def test_a_file_that_cannot_be_run_is_told_with_its_error(tmp_path: Path, source: str, kind: str) -> None:
+    assert kind in told(tmp_path / "mine.py", source)
+
+
+def drawing_error(path: Path, body: str) -> str:
+    """The message about a space that loads but fails when a trial is drawn from it."""
+    path.write_text(f"def space(trial, task):\n    {body}\n")
+    with pytest.raises(InputError) as caught:
+        load_space(str(path)).config(new_study().ask(), TASKS[0])
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"space {path.stem}: ")
+    return message
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ("return {}['x']", "KeyError"),
+        ("raise RuntimeError('first\\nsecond')", "RuntimeError"),
+        ("return trial.suggest_int('x', 5, 1)", "ValueError"),
+        ("return trial.suggest_nothing('x')", "AttributeError"),
+    ],
+)
+def test_an_error_in_a_space_is_told_with_its_place_in_the_file(tmp_path: Path, body: str, kind: str) -> None:
+    message = drawing_error(tmp_path / "mine.py", body)
+    assert kind in message
+    # The user's own line, not one of Optuna's that it called.
+    assert f"{tmp_path / 'mine.py'}:2" in message
+
+
+@pytest.mark.parametrize(
+    ("body", "key"),
+    [
+        ("return None", "configuration"),
+        ("return {'model': {'width': 3}}", "model/width"),
+        ("return {'batch_size': 0}", "batch_size"),
+        ("return {'optimizer': {'name': 'lion'}}", "optimizer/name"),
+    ],
+)
+def test_a_space_that_returns_no_configuration_is_told_with_the_key(tmp_path: Path, body: str, key: str) -> None:
+    assert f"mine: {key}: " in drawing_error(tmp_path / "mine.py", body)

@@ -1,0 +1,108 @@
+"""Final training on real Ray Train, with groups of one worker and of two under DDP."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from cifar_ray.checkpoint import unpack_model
+from cifar_ray.config import trial_config
+from cifar_ray.loop import DeviceData, eval_model, run_experiment
+from cifar_ray.metrics import loss_and_accuracy
+from cifar_ray.worker import Epoch, FinalModel, Trained, Workers, train_models
+
+MAX_EPOCHS = 2
+CARD = {"class_names": list("0123456789"), "resize": {"channels": 1, "image_size": 8, "rule": "native"}}
+
+
+def final_model(seed_index: int, lr: float = 0.1, norm: str = "group") -> FinalModel:
+    config = {
+        "model": {"widths": [8, 16], "blocks": [1, 1], "kernel_sizes": [3, 3], "norm": norm},
+        "optimizer": {"lr": lr},
+        "batch_size": 32,
+    }
+    return FinalModel("default", 0, seed_index, 100 + seed_index, trial_config(config, "test"))
+
+
+def train(models: list[FinalModel], arrays: dict[str, np.ndarray], workers: Workers) -> tuple[dict[str, Trained], int]:
+    """Train on Ray; return what came by model name, and how many epochs were reported."""
+    trained: dict[str, Trained] = {}
+    epochs = 0
+
+    def on_message(message: Trained | Epoch) -> None:
+        nonlocal epochs
+        if isinstance(message, Trained):
+            trained[message.model.name] = message
+        else:
+            epochs += 1
+
+    with tempfile.TemporaryDirectory() as storage:
+        train_models(models, ray.put(arrays), 10, MAX_EPOCHS, workers, Path(storage), on_message)
+    return trained, epochs
+
+
+@pytest.fixture(scope="module")
+def one_each(hardware: Any, digit_arrays: dict[str, np.ndarray]) -> tuple[dict[str, Trained], int]:
+    """Three models and one that diverges, walked by two groups of one worker."""
+    models = [final_model(0), final_model(1, lr=1e30), final_model(2), final_model(3)]
+    return train(models, digit_arrays, Workers(2, 1, {"CPU": 1, "GPU": 0}))
+
+
+@pytest.fixture(scope="module")
+def one_process(digit_arrays: dict[str, np.ndarray]) -> Any:
+    """The same models trained in this process."""
+    torch.set_num_threads(1)
+    data = DeviceData.from_arrays(digit_arrays, 10, torch.device("cpu"))
+    return lambda model: run_experiment(model.config, data, seed=model.training_seed, max_epochs=MAX_EPOCHS)
+
+
+def test_every_model_of_the_list_comes_back_and_a_failed_one_says_why(one_each: Any) -> None:
+    trained, epochs = one_each
+    assert sorted(trained) == [f"default-seed{index}" for index in range(4)]
+    assert [name for name, model in trained.items() if model.failure] == ["default-seed1"]
+    assert "non-finite" in str(trained["default-seed1"].failure)
+    assert epochs == 3 * MAX_EPOCHS
+
+
+def test_a_worker_trains_what_a_plain_process_trains_bit_for_bit(one_each: Any, one_process: Any) -> None:
+    for index in (0, 2, 3):
+        final = one_each[0][f"default-seed{index}"]
+        model = unpack_model(final.weights, final.model.config, CARD)
+        expected = one_process(final.model).model.state_dict()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
+def test_the_train_accuracy_is_that_of_the_saved_weights(one_each: Any, digit_arrays: dict[str, np.ndarray]) -> None:
+    final = one_each[0]["default-seed0"]
+    logits = eval_model(
+        unpack_model(final.weights, final.model.config, CARD), torch.tensor(digit_arrays["train_images"])
+    )
+    assert final.train_accuracy == loss_and_accuracy(logits, torch.tensor(digit_arrays["train_labels"]))[1]
+
+
+def test_two_workers_under_ddp_train_one_model_as_one_process_does(
+    hardware: Any, one_process: Any, digit_arrays: dict[str, np.ndarray]
+) -> None:
+    # Group norm: batch norm sees half the batch on each worker, which is another (valid) model.
+    trained, epochs = train([final_model(0)], digit_arrays, Workers(2, 2, {"CPU": 1, "GPU": 0}))
+    final = trained["default-seed0"]
+    expected = one_process(final.model)
+    assert epochs == MAX_EPOCHS  # one rank of the group reports
+    weights = unpack_model(final.weights, final.model.config, CARD).state_dict()
+    for name, tensor in expected.model.state_dict().items():
+        torch.testing.assert_close(weights[name], tensor, atol=1e-5, rtol=1e-4)
+    assert final.history is not None
+    for row, other in zip(final.history, expected.history, strict=True):
+        assert row["train_loss"] == pytest.approx(other["train_loss"], abs=1e-5)
+        assert row["val_loss"] == pytest.approx(other["val_loss"], abs=1e-5)
+        assert row["val_accuracy"] == other["val_accuracy"]
+
+
+def test_an_error_in_a_worker_reaches_the_caller(hardware: Any, digit_arrays: dict[str, np.ndarray]) -> None:
+    broken = {**digit_arrays, "val_labels": digit_arrays["val_labels"][:-1]}
+    with pytest.raises(ray.train.TrainingFailedError):
+        train([final_model(0)], broken, Workers(1, 1, {"CPU": 1, "GPU": 0}))
