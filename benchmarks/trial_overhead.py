@@ -31,9 +31,9 @@ def trivial(trial: object, task: Task) -> dict[str, object]:
 
 def main() -> None:
     console = Console()
-    train, val = load_data("digits", train_size=300).train, load_data("digits", train_size=300).val
-    task = Task(num_classes=10, channels=1, image_size=8, num_train=len(train.images), device="cpu", flips=(False,))
-    arrays = dict(train_images=train.images, train_labels=train.labels, val_images=val.images, val_labels=val.labels)
+    data = load_data("digits", train_size=300)
+    num_train = len(data.train.images)
+    task = Task(num_classes=10, channels=1, image_size=8, num_train=num_train, device="cpu", flips=(False,))
     with (
         tempfile.TemporaryDirectory() as run,
         temporary_folder() as temp,
@@ -42,9 +42,9 @@ def main() -> None:
     ):
         study = search.create_study(Path(run) / "study.journal", "tpe", seed=0)
         watch = SearchWatch(RunFolder(Path(run)), console, NUM_TRIALS, SLOTS)
-        space = search.Space("trivial", trivial, lambda task: {})
+        space = search.Space("trivial", trivial)
         searcher = search.StudySearcher(study, space, task, NUM_TRIALS, 0, watch)
-        settings = TrialSettings([ray.put(arrays)], 10, 3, 3, 1, time.time())
+        settings = TrialSettings([ray.put(data.training_arrays())], 10, 3, 3, 1)
         began = time.monotonic()
         search.run_search(searcher, settings, {"CPU": 1, "GPU": 0}, temp)
         wall = time.monotonic() - began

@@ -29,6 +29,17 @@ def at_least(minimum: int) -> Callable[[str], int]:
     return parse
 
 
+def one_of(*names: str) -> Callable[[str], str]:
+    """Return a parser that takes one of `names`."""
+
+    def parse(text: str) -> str:
+        if text not in names:
+            raise ValueError(f"must be one of {', '.join(names)}, not {text!r}")
+        return text
+
+    return parse
+
+
 class _OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see --help)")
@@ -44,10 +55,12 @@ def parse_flags(settings: type[Settings], command: str, argv: Sequence[str]) -> 
     hints = typing.get_type_hints(settings)
     fields = {field.name: field for field in dataclasses.fields(settings)}  # type: ignore[arg-type]
     for name, field in fields.items():
+        option = "--" + name.replace("_", "-")
+        if hints[name] is bool:
+            parser.add_argument(option, action="store_true", help=field.metadata["help"])
+            continue
         text = field.metadata["help"] + ("" if field.default is None else " (default: %(default)s)")
-        parser.add_argument(
-            "--" + name.replace("_", "-"), default=field.default, help=text, metavar=field.metadata["metavar"]
-        )
+        parser.add_argument(option, default=field.default, help=text, metavar=field.metadata["metavar"])
     given = vars(parser.parse_args(argv))
     for name, field in fields.items():
         if isinstance(given[name], str) and given[name] is not field.default:

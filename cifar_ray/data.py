@@ -50,6 +50,15 @@ class DataSplits:
     bad_images: tuple[str, ...] = ()
     """What `skip_bad_images` left out: "path: reason"."""
 
+    def training_arrays(self) -> dict[str, np.ndarray]:
+        """The arrays that training may see: images and labels of train and validation, not of test."""
+        return {
+            "train_images": self.train.images,
+            "train_labels": self.train.labels,
+            "val_images": self.val.images,
+            "val_labels": self.val.labels,
+        }
+
 
 def load_data(
     source: str,

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import ray
 import torch
 
 from cifar_ray.benchmark import Latency, SavedModel, Score, score_models, time_models
 from cifar_ray.checkpoint import save_model
 from cifar_ray.data import DataSplits
-from cifar_ray.progress import Console, duration
+from cifar_ray.progress import Console
 from cifar_ray.ranking import summarise
 from cifar_ray.render import build_report, results_table
 from cifar_ray.results import LATENCY_COLUMNS, RESULTS_COLUMNS, Row, RunFolder, write_csv, write_predictions
@@ -85,7 +86,8 @@ def evaluate_finals(
 ) -> list[Row]:
     """Score every model on the test split, time each configuration, and write the evaluation's records.
 
-    This is the one place that reads the test split.
+    This is the one place that reads the test split. The best validation seed of the configuration with the best mean
+    validation metric is copied to `best/`.
     """
     models = {
         trained.model.name: SavedModel(
@@ -116,6 +118,8 @@ def evaluate_finals(
     write_predictions(
         run.predictions_npz, data.test.labels, {name: score.probabilities for name, score in scores.items()}
     )
+    best = summarise(rows)[0].best_model
+    shutil.copytree(run.model(best), run.best, ignore=shutil.ignore_patterns("events.*"))
     return rows
 
 
@@ -148,13 +152,6 @@ def _results_row(trained: Trained, score: Score, single: Latency, batched: Laten
     }
 
 
-def choose_best(place: Place, rows: Sequence[Row]) -> str:
-    """Copy the best validation seed of the best configuration to `best/`; return its name."""
-    best = summarise(rows)[0].best_model
-    shutil.copytree(place.run.model(best), place.run.best, ignore=shutil.ignore_patterns("events.*"))
-    return best
-
-
 def write_report(place: Place, rows: Sequence[Row]) -> None:
     """Write the report, and show the table and where everything is."""
     html, _ = build_report(place.run.root)
@@ -167,11 +164,11 @@ def write_report(place: Place, rows: Sequence[Row]) -> None:
 
 
 class Phases:
-    """Seconds of each phase of a run, in order."""
+    """Seconds of each phase of a run, in order; the first one began with the process."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._began = time.monotonic()
+        self._began = time.monotonic() - (time.time() - psutil.Process().create_time())
 
     def end(self, phase: str) -> float:
         """The phase that began with the last call ends now."""
@@ -179,6 +176,3 @@ class Phases:
         self.seconds[phase] = now - self._began
         self._began = now
         return self.seconds[phase]
-
-    def summary(self) -> str:
-        return ", ".join(f"{name} {duration(seconds)}" for name, seconds in self.seconds.items())

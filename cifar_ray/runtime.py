@@ -44,7 +44,8 @@ class Hardware:
 
     def slots(self, cpus_per_trial: int) -> int:
         """How many trials of one device run side by side."""
-        return max(1, self.num_gpus or self.num_cpus // cpus_per_trial)
+        by_cpus = self.num_cpus // cpus_per_trial
+        return min(self.num_gpus, by_cpus) if self.num_gpus else by_cpus
 
     def resources(self, cpus_per_trial: int) -> dict[str, float]:
         """What one trial takes, by Ray's names."""

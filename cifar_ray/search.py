@@ -7,7 +7,7 @@ import importlib.util
 import json
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -48,19 +48,25 @@ class Space:
     """A search space: a Python file with `space(trial, task)` and, if it likes, `default(task)`."""
 
     name: str
-    draw: Callable[[optuna.Trial, Task], dict[str, Any]]
-    default: Callable[[Task], dict[str, Any]]
-    """Parameter values of trial 0."""
+    draw: Callable[[Any, Task], dict[str, Any]]
+    default: Callable[[Task], dict[str, Any]] | None = None
+    """Parameter values of trial 0. Without it trial 0 is the default recipe of the built-in space `cnn`."""
 
-    def config(self, trial: optuna.trial.BaseTrial, task: Task) -> TrialConfig:
+    def config(self, trial: optuna.Trial | optuna.trial.FixedTrial, task: Task) -> TrialConfig:
         """Draw a configuration. Raises InputError where the space's code is wrong."""
         try:
-            values = self.draw(trial, task)  # type: ignore[arg-type]
+            values = self.draw(trial, task)
         except Exception as error:
             line = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{line.filename}:{line.lineno}"
             raise InputError(f"space {self.name}: {type(error).__name__}: {error} ({where})") from error
         return trial_config(values, f"space {self.name}")
+
+    def default_config(self, task: Task) -> TrialConfig:
+        """The configuration of trial 0."""
+        if self.default is None:
+            return load_space("cnn").default_config(task)
+        return self.config(optuna.trial.FixedTrial(self.default(task)), task)
 
 
 def load_space(name: str) -> Space:
@@ -79,7 +85,7 @@ def load_space(name: str) -> Space:
     module = _import_file(path)
     if not callable(getattr(module, "space", None)):
         raise InputError(f"--space: {path} defines no function space(trial, task)")
-    return Space(path.stem, module.space, getattr(module, "default", lambda task: {}))
+    return Space(path.stem, module.space, getattr(module, "default", None))
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -141,7 +147,7 @@ class StudySearcher(Searcher):
         self.watcher = watcher
         self._running: dict[str, _Running] = {}
         self._finished = dict.fromkeys(("complete", "pruned", "failed"), 0)
-        if not study.trials:
+        if not study.trials and space.default is not None:
             study.enqueue_trial(space.default(task))
 
     @property
@@ -154,17 +160,25 @@ class StudySearcher(Searcher):
         return self._usable >= self.num_trials or self._finished["failed"] > self.num_trials
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        if self.finished:
-            return Searcher.FINISHED
-        if self._usable + len(self._running) >= self.num_trials:
-            return None  # enough are under way; one that fails will be replaced
-        trial = self.study.ask()
-        config = self.space.config(trial, self.task)
-        seed = trial_seed(self.seed, trial.number)
-        trial.set_user_attr("tune_trial_id", trial_id)
-        self._running[trial_id] = _Running(trial, config)
-        self.watcher.trial_began(trial.number)
-        return {"config": config.to_dict(), "seed": seed}
+        while not self.finished:
+            if self._usable + len(self._running) >= self.num_trials:
+                return None  # enough are under way; one that fails will be replaced
+            trial = self.study.ask()
+            self.watcher.trial_began(trial.number)
+            try:
+                config = self._config(trial)
+            except InputError as error:
+                self._end(_Running(trial, None, failure=str(error)))
+                continue
+            trial.set_user_attr("tune_trial_id", trial_id)
+            self._running[trial_id] = _Running(trial, config)
+            return {"config": config.to_dict(), "seed": trial_seed(self.seed, trial.number)}
+        return Searcher.FINISHED
+
+    def _config(self, trial: optuna.Trial) -> TrialConfig:
+        if trial.number == 0 and self.space.default is None:
+            return self.space.default_config(self.task)
+        return self.space.config(trial, self.task)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         running = self._running.get(trial_id)
@@ -185,7 +199,12 @@ class StudySearcher(Searcher):
         if result:
             self.on_trial_result(trial_id, result)  # the result that ASHA stopped a trial at comes only here
         running = self._running.pop(trial_id)
-        record = running.record(self.space.name, died=error)
+        if error and running.failure is None:
+            running.failure = "the trial's process died"
+        self._end(running)
+
+    def _end(self, running: "_Running") -> None:
+        record = running.record(self.space.name)
         running.trial.set_user_attr(RECORD, record)
         if record["state"] == "complete":
             self.study.tell(running.trial, record["best"]["val_metric"])
@@ -207,32 +226,31 @@ class StudySearcher(Searcher):
         raise NotImplementedError("a search is taken up from its study, not from Tune's snapshots")
 
 
+@dataclass
 class _Running:
     """A trial under way."""
 
-    def __init__(self, trial: optuna.Trial, config: TrialConfig) -> None:
-        self.trial = trial
-        self.config = config
-        self.history: list[Row] = []
-        self.seconds: dict[str, float] = {}
-        self.failure: str | None = None
+    trial: optuna.Trial
+    config: TrialConfig | None
+    history: list[Row] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    failure: str | None = None
 
-    def record(self, space: str, died: bool) -> Record:
+    def record(self, space: str) -> Record:
         """Return the trial's line of trials.jsonl."""
-        failure = self.failure or ("the trial's process died" if died or not self.history else None)
-        finished = bool(self.history) and bool(self.history[-1]["finished"])
-        best = max(self.history, key=lambda row: (row["val_metric"], -row["val_loss"]), default=None)
+        last = self.history[-1] if self.history else None
+        failure = self.failure or ("it ended without a result" if last is None else None)
         return {
             "number": self.trial.number,
             "name": trial_name(self.trial.number),
             "space": space,
             "params": self.trial.params,
-            "config": self.config.to_dict(),
-            "state": "failed" if failure else "complete" if finished else "pruned",
+            "config": self.config and self.config.to_dict(),
+            "state": "failed" if failure else "complete" if last and last["finished"] else "pruned",
             "reason": failure,
             "epochs": len(self.history),
-            "best": _validation(best),
-            "last": _validation(self.history[-1] if self.history else None),
+            "best": _validation(max(self.history, key=lambda r: (r["val_metric"], -r["val_loss"]), default=None)),
+            "last": _validation(last),
             "seconds": self.seconds,
         }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 import ray
 import torch
 from ray import tune
@@ -32,8 +33,6 @@ class TrialSettings:
     patience: int
     num_threads: int
     """CPU threads of a trial."""
-    search_began: float
-    """Unix time at which the search began: what a process did before does not count."""
 
 
 class _Clock:
@@ -42,12 +41,11 @@ class _Clock:
     def __init__(self) -> None:
         self.slot_free_since: float | None = None
 
-    def start(self, search_began: float) -> None:
-        now = time.time()
+    def start(self) -> None:
         self.seconds = {"startup": 0.0, "data": 0.0, "capture": 0.0, "train": 0.0, "eval": 0.0, "wait": 0.0}
-        if self.slot_free_since is None or self.slot_free_since < search_began:
-            self.slot_free_since = max(search_began, _process_start_time())
-            self.seconds["startup"] = now - self.slot_free_since
+        if self.slot_free_since is None:
+            self.slot_free_since = psutil.Process().create_time()
+            self.seconds["startup"] = time.time() - self.slot_free_since
         self.began = self.slot_free_since
 
     def read(self) -> dict[str, float]:
@@ -56,13 +54,6 @@ class _Clock:
         counted = sum(value for kind, value in self.seconds.items() if kind != "wait")
         self.seconds["wait"] = self.slot_free_since - self.began - counted
         return dict(self.seconds)
-
-
-def _process_start_time() -> float:
-    """Unix time at which this process was started."""
-    import psutil
-
-    return psutil.Process().create_time()
 
 
 _clock = _Clock()
@@ -76,7 +67,7 @@ def train_trial(config: dict[str, Any], settings: TrialSettings) -> None:
         config: `config` (a nested dict for :func:`trial_config`) and `seed`.
         settings: shared by all trials.
     """
-    _clock.start(settings.search_began)
+    _clock.start()
     reset_process(config["seed"], settings.num_threads)
     began = time.perf_counter()
     data = load_device_data(settings.data[0], settings.num_classes)

@@ -129,7 +129,7 @@ def train_models(
         run_config=ray.train.RunConfig(
             name="finals",
             storage_path=str(storage),
-            # -1, the default, would try again for ever and in silence. mypy sees the class of Ray Train's first version.
+            # -1, the default, would try again for ever and in silence. (mypy sees the class of Ray Train's version 1.)
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),  # type: ignore[call-arg]
         ),
     )

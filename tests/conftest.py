@@ -26,13 +26,7 @@ def digit_arrays() -> dict[str, np.ndarray]:
     """The arrays that trials get, from a few hundred digits."""
     from cifar_ray.data import load_data
 
-    data = load_data("digits", train_size=400)
-    return {
-        "train_images": data.train.images,
-        "train_labels": data.train.labels,
-        "val_images": data.val.images,
-        "val_labels": data.val.labels,
-    }
+    return load_data("digits", train_size=400).training_arrays()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BANDS = (
-    {"", "config", "results", "ranking", "figures", "sections", "render", "progress", "command"},
+    {"", "config", "results", "ranking", "figures", "sections", "render", "progress", "command", "settings"},
     {
         "data",
         "decode",
@@ -25,7 +25,7 @@ BANDS = (
         "checkpoint",
         "watch",
     },
-    {"worker", "trial", "search", "benchmark", "runtime", "finals"},
+    {"worker", "trial", "search", "benchmark", "runtime", "finals", "pipeline"},
     {"tune", "train", "evaluate", "report", "predict"},
 )
 """Module names below `cifar_ray` ("" is the package itself). A new module is added to the band that it belongs to."""

@@ -1,7 +1,6 @@
 """The search on real Ray and a real Optuna journal: how each kind of trial ends up in the study."""
 
 import contextlib
-import time
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +62,9 @@ def run_search(
 
     study = search.create_study(tmp_path / "study.journal", "random", seed=0)
     recorder = recorder or Recorder()
-    space = search.Space("given", draw, lambda task: {})
+    space = search.Space("given", draw, lambda task: {"unused": 0.5})
     searcher = search.StudySearcher(study, space, TASK, num_trials, seed=0, watcher=recorder)
-    settings = TrialSettings([ray.put(arrays)], 10, MAX_EPOCHS, MAX_EPOCHS, 1, time.time())
+    settings = TrialSettings([ray.put(arrays)], 10, MAX_EPOCHS, MAX_EPOCHS, 1)
     search.run_search(searcher, settings, {"CPU": cpus, "GPU": 0}, tmp_path)
     return study, recorder
 
