@@ -64,7 +64,8 @@ def gather(images: Tensor, index: Tensor, draws: Draws, cutout: int, fill: Tenso
 
 def _reflect(index: Tensor, size: int) -> Tensor:
     """Mirror indices that lie outside 0..size-1 back inside, without repeating the border pixel."""
-    return (size - 1) - ((size - 1) - index.abs()).abs()
+    index = index.abs() % max(2 * (size - 1), 1)
+    return (size - 1) - ((size - 1) - index).abs()
 
 
 def _in_square(centre: Tensor, side: int, size: int) -> Tensor:

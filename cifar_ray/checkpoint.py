@@ -44,8 +44,11 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Classi
         card = json.loads((folder / "config.json").read_text())
         weights = (folder / "model.safetensors").read_bytes()
         return unpack_model(weights, trial_config(card["config"], str(folder)), card).to(device)
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder}: not a saved model: {error!s:.200}") from None
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        message = " ".join(str(error).split())
+        raise InputError(f"{folder}: not a saved model: {message:.200}") from None
 
 
 def unpack_model(weights: bytes, config: TrialConfig, card: dict[str, Any]) -> Classifier:

@@ -23,8 +23,8 @@ class InputError(ValueError):
 Positive = Annotated[int, pydantic.Field(ge=1)]
 NonNegative = Annotated[int, pydantic.Field(ge=0)]
 Rate = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
-PositiveFloat = Annotated[float, pydantic.Field(gt=0.0)]
-NonNegativeFloat = Annotated[float, pydantic.Field(ge=0.0)]
+PositiveFloat = Annotated[float, pydantic.Field(gt=0.0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, pydantic.Field(ge=0.0, allow_inf_nan=False)]
 
 STRICT_KEYS = pydantic.ConfigDict(extra="forbid")
 
@@ -155,7 +155,7 @@ def trial_config(values: Any, source: str) -> TrialConfig:
         first = error.errors()[0]
         where = "/".join(str(part) for part in first["loc"]) or "configuration"
         given = f" (got {first['input']!r:.60})" if first["type"] != "missing" else ""
-        raise InputError(f"{source}: {where}: {first['msg']}{given}") from None
+        raise InputError(f"{source}: {' '.join(where.split())}: {first['msg']}{given}") from None
 
 
 def load_trial_config(path: Path) -> TrialConfig:
@@ -166,6 +166,6 @@ def load_trial_config(path: Path) -> TrialConfig:
     """
     try:
         values = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot read a configuration: {error}") from None
     return trial_config(values.get("config", values) if isinstance(values, dict) else values, str(path))

@@ -201,6 +201,9 @@ def run_experiment(
         lr = lr_schedule.lr
         order = torch.randperm(num_train, generator=order_generator).to(device)
         train_stats = train_epoch(trained, data, optimizer, lr_schedule, config, order, ranks).tolist()
+        if ranks.world_size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, group=ranks.group, group_src=0)
         trained_at = time.perf_counter()
         val_loss, val_accuracy = loss_and_accuracy(eval_model(model, data.val_images, ranks), data.val_labels)
         lr_schedule.end_epoch(val_loss)

@@ -1,5 +1,7 @@
 """Optimizers and learning-rate schedules."""
 
+import math
+
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
@@ -34,7 +36,7 @@ def lr_factor(config: LRScheduleConfig, progress: float) -> float:
         left = (1.0 - progress) / (1.0 - config.warmup)
         if config.name == "one_cycle":
             return left
-        return float(torch.sin(torch.tensor(left * torch.pi / 2)) ** 2)
+        return math.sin(left * math.pi / 2) ** 2
     return 1.0
 
 

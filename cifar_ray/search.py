@@ -4,6 +4,7 @@ The study is the record: what Tune is told about a trial ends up there, under th
 """
 
 import importlib.util
+import inspect
 import json
 import traceback
 from collections.abc import Callable, Iterator
@@ -57,9 +58,12 @@ class Space:
         try:
             values = self.draw(trial, task)
         except Exception as error:
-            line = traceback.extract_tb(error.__traceback__)[-1]
+            lines = traceback.extract_tb(error.__traceback__)
+            # The space's own line, where it has one, not that of a library it called.
+            own = [line for line in lines if line.filename == inspect.getsourcefile(self.draw)]
+            line = (own or lines)[-1]
             where = f"{line.filename}:{line.lineno}"
-            raise InputError(f"space {self.name}: {type(error).__name__}: {error} ({where})") from error
+            raise InputError(f"space {self.name}: {type(error).__name__}: {_one_line(error)} ({where})") from error
         return trial_config(values, f"space {self.name}")
 
     def default_config(self, task: Task) -> TrialConfig:
@@ -95,8 +99,12 @@ def _import_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise InputError(f"--space: {path} cannot be loaded: {type(error).__name__}: {error}") from error
+        raise InputError(f"--space: {path} cannot be loaded: {type(error).__name__}: {_one_line(error)}") from error
     return module
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def create_study(journal: Path, sampler: str, seed: int) -> optuna.Study:

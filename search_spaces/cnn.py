@@ -13,21 +13,26 @@ from cifar_ray.config import Task
 
 def space(trial: optuna.Trial, task: Task) -> dict[str, Any]:
     """Draw one configuration."""
-    # A CPU trains small networks only: the widest of these takes some ten times the work of `small-cnn`.
-    widths = [16, 24, 32, 48] if task.device == "cpu" else [32, 48, 64, 96, 128]
-    widest = 128 if task.device == "cpu" else 512
+    # A CPU trains small networks only, and tiny images need no more: the widest of these takes some ten times the work
+    # of the default.
+    if task.device == "cpu" and task.image_size <= 16:
+        widths, widest, kernel_sizes, most_blocks = [8, 16, 24, 32], 64, [3], 2
+    elif task.device == "cpu":
+        widths, widest, kernel_sizes, most_blocks = [16, 24, 32, 48], 128, [3, 5], 3
+    else:
+        widths, widest, kernel_sizes, most_blocks = [32, 48, 64, 96, 128], 512, [3, 5], 3
 
     # Every stage halves the resolution: more of them than the image has halvings would only add depth.
     halvings = max(1, task.image_size.bit_length() - 1)
     stages = trial.suggest_int("model/stages", min(2, halvings), min(4, halvings))
-    blocks = trial.suggest_int("model/blocks", 1, 3)
+    blocks = trial.suggest_int("model/blocks", 1, most_blocks)
     width = trial.suggest_categorical("model/width", widths)
     widen = trial.suggest_categorical("model/widen", [1.5, 2.0, 4.0])
     norm = trial.suggest_categorical("model/norm", ["batch", "group", "none"])
     model: dict[str, Any] = {
         "widths": [min(widest, int(width * widen**stage) // 8 * 8) for stage in range(stages)],
         "blocks": [blocks] * stages,
-        "kernel_sizes": [trial.suggest_categorical("model/kernel_size", [3, 5])] * stages,
+        "kernel_sizes": [trial.suggest_categorical("model/kernel_size", kernel_sizes)] * stages,
         "activation": trial.suggest_categorical("model/activation", ["relu", "mish", "silu", "gelu"]),
         "norm": norm,
         "residual": trial.suggest_categorical("model/residual", [False, True]),
@@ -49,6 +54,8 @@ def space(trial: optuna.Trial, task: Task) -> dict[str, Any]:
         optimizer["lr"] = trial.suggest_float("optimizer/adamw_lr", 3e-4, 2e-2, log=True)
         optimizer["weight_decay"] = trial.suggest_float("optimizer/adamw_weight_decay", 1e-4, 0.3, log=True)
 
+    cutout_step = max(1, task.image_size // 16)
+    cutout_steps = task.image_size // 4 // cutout_step
     schedules = ["constant", "step", "cosine", "one_cycle", "plateau"]
     return {
         "family": "cnn",
@@ -58,7 +65,7 @@ def space(trial: optuna.Trial, task: Task) -> dict[str, Any]:
         "augment": {
             "crop_padding": trial.suggest_int("augment/crop_padding", 0, task.image_size // 8),
             "flip": trial.suggest_categorical("augment/flip", list(task.flips)),
-            "cutout": trial.suggest_int("augment/cutout", 0, task.image_size // 4, step=max(1, task.image_size // 16)),
+            "cutout": trial.suggest_int("augment/cutout", 0, cutout_steps * cutout_step, step=cutout_step),
         },
         "batch_size": trial.suggest_categorical(
             "batch_size", [32, 64, 128] if task.device == "cpu" else [256, 512, 1024]
@@ -70,10 +77,11 @@ def space(trial: optuna.Trial, task: Task) -> dict[str, Any]:
 def default(task: Task) -> dict[str, Any]:
     """Parameter values of trial 0: `small-cnn` on a CPU, `fast-cnn` on a GPU."""
     small = task.device == "cpu"
+    width = 64 if not small else 24 if task.image_size <= 16 else 32
     return {
         "model/stages": min(3, max(1, task.image_size.bit_length() - 1)),
         "model/blocks": 2,
-        "model/width": 32 if small else 64,
+        "model/width": width,
         "model/widen": 1.5 if small else 2.0,
         "model/kernel_size": 3,
         "model/activation": "relu" if small else "gelu",

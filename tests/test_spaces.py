@@ -170,11 +170,11 @@ def test_a_copied_space_is_loaded_from_its_file(tmp_path: Path) -> None:
     assert space.default(TASKS[0]) == load_space("cnn").default(TASKS[0])
 
 
-def test_a_space_without_a_default_starts_at_random(tmp_path: Path) -> None:
+def test_a_space_without_a_default_starts_with_the_built_in_one(tmp_path: Path) -> None:
     path = tmp_path / "bare.py"
     path.write_text("def space(trial, task):\n    return {'batch_size': trial.suggest_int('batch_size', 8, 9)}\n")
     space = load_space(str(path))
-    assert space.default(TASKS[0]) == {}
+    assert space.default_config(TASKS[0]) == load_space("cnn").default_config(TASKS[0])
     assert {config.batch_size for _, config in samples(space, TASKS[0], 20)} == {8, 9}
 
 

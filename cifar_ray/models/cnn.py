@@ -14,7 +14,8 @@ def make_norm(name: str, channels: int) -> nn.Module:
     if name == "batch":
         return nn.BatchNorm2d(channels)
     if name == "group":
-        return nn.GroupNorm(math.gcd(8, channels), channels)
+        groups = math.gcd(8, channels)
+        return nn.GroupNorm(groups // 2 if groups == channels > 1 else groups, channels)
     return nn.Identity()
 
 
