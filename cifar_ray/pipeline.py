@@ -102,7 +102,7 @@ def _run(settings: TuneSettings, console: Console, space: Space, run: RunFolder,
             num_threads=settings.cpus_per_trial,
         )
         speed = _measure_speed(space.default_config(task), shared, slots, resources)
-        console.line(_estimate(settings, data, speed, slots))
+        console.line(estimate(settings, data, speed, slots))
         about = _describe_run(settings, data, hardware, slots, start)
         write_json(run.run_json, about)
         console.line(f"TensorBoard tensorboard --logdir {shlex.quote(str(run.root))}")
@@ -188,7 +188,8 @@ def _measure_speed(
     return {name: sum(one[name] for one in measured) / slots for name in measured[0]}
 
 
-def _estimate(settings: TuneSettings, data: DataSplits, speed: dict[str, float], slots: int) -> str:
+def estimate(settings: TuneSettings, data: DataSplits, speed: dict[str, float], slots: int) -> str:
+    """Say how long the whole run will take, given the default recipe's `speed`; name a smaller one if that is long."""
     num_images = len(data.train.images) + len(data.val.images)
     val_share = len(data.val.images) / num_images
 

@@ -37,7 +37,7 @@ class Console:
             self.line(text)
             return
         self._clear()
-        columns = os.get_terminal_size(self.stream.fileno()).columns
+        columns = os.get_terminal_size(self.stream.fileno()).columns or 80  # 0 where the terminal does not know
         self._status = text[: columns - 1]
         self.stream.write(self._status)
         self.stream.flush()

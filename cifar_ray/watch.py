@@ -87,18 +87,18 @@ class SearchWatch:
         self.console.status(self.status())
 
     def status(self) -> str:
-        """The live line, below 80 characters."""
+        """The live line: what matters most comes first, since a terminal of 80 columns cuts what is longer."""
         usable = self.states["complete"] + self.states["pruned"]
-        elapsed = time.monotonic() - self.began
         running = min(len(self.running), self.slots)  # one more is drawn ahead, for the next free slot
-        parts = [f"search {usable}/{self.num_trials}", f"{running} running", f"{self.states['pruned']} pruned"]
-        if self.states["failed"]:
-            parts.append(f"{self.states['failed']} failed")
+        parts = [f"{usable}/{self.num_trials} done, {running} running, {self.states['pruned']} pruned"]
+        if usable:
+            elapsed = time.monotonic() - self.began
+            left = (self.num_trials - usable) * elapsed / usable
+            parts.append(f"{duration(left)} left, {60 * usable / elapsed:.3g}/min")
         if self.best:
             parts.append(f"best {self.best[0]:.4f} {self.best[1]}")
-        if usable:
-            parts.append(f"{60 * usable / elapsed:.1f}/min")
-            parts.append(f"{duration((self.num_trials - usable) * elapsed / usable)} left")
+        if self.states["failed"]:
+            parts.append(f"{self.states['failed']} failed")
         return " | ".join(parts)
 
 
