@@ -19,16 +19,34 @@ from cifar_ray.progress import Console
 from cifar_ray.ranking import summarise
 from cifar_ray.render import build_report, results_table
 from cifar_ray.results import LATENCY_COLUMNS, RESULTS_COLUMNS, Row, RunFolder, write_csv, write_predictions
+from cifar_ray.runtime import Hardware
 from cifar_ray.watch import FinalsWatch, write_history
 from cifar_ray.worker import Epoch, FinalModel, Trained, Workers, train_models
 
 
+class Phases:
+    """Seconds of each phase of a run, in order; the first one began with the process."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.monotonic() - (time.time() - psutil.Process().create_time())
+
+    def end(self, phase: str) -> float:
+        """The phase that began with the last call ends now."""
+        now = time.monotonic()
+        self.seconds[phase] = now - self._began
+        self._began = now
+        return self.seconds[phase]
+
+
 @dataclass(frozen=True)
 class Place:
-    """Where a run's records go and what the terminal shows of it."""
+    """What all parts of a run use: where records go, what the terminal shows, and what there is to run on."""
 
     run: RunFolder
     console: Console
+    phases: Phases
+    hardware: Hardware
     storage: Path
     """A folder for Ray's own files, of no use afterwards."""
 
@@ -161,18 +179,3 @@ def write_report(place: Place, rows: Sequence[Row]) -> None:
         place.console.line()
         place.console.line(f"best model  {place.run.best}")
     place.console.line(f"report      {html}")
-
-
-class Phases:
-    """Seconds of each phase of a run, in order; the first one began with the process."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._began = time.monotonic() - (time.time() - psutil.Process().create_time())
-
-    def end(self, phase: str) -> float:
-        """The phase that began with the last call ends now."""
-        now = time.monotonic()
-        self.seconds[phase] = now - self._began
-        self._began = now
-        return self.seconds[phase]

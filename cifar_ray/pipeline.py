@@ -18,7 +18,7 @@ from cifar_ray.config import InputError, Task, TrialConfig, trial_config
 from cifar_ray.data import DataSplits, load_data
 from cifar_ray.finals import Phases, Place, evaluate_finals, train_finals, write_report
 from cifar_ray.progress import Console, duration
-from cifar_ray.results import RunFolder, write_json, write_trials
+from cifar_ray.results import Row, RunFolder, write_json, write_trials
 from cifar_ray.runtime import Hardware, output_to_file, ray_session, temporary_folder
 from cifar_ray.search import (
     Space,
@@ -44,12 +44,16 @@ ESTIMATED_OVERHEAD_S = 40.0
 LONG_S = 3600.0
 """A run estimated to take longer is met with a smaller command."""
 
+RAY_LOG = "ray.log"
+"""What Ray printed, in the run folder."""
+
 SMALLER = {"train_size": 5000, "trials": 30, "max_epochs": 8}
 
 
 def tune(settings: TuneSettings) -> int:
     """Run `python -m cifar_ray.tune`; return its exit code. Raises InputError, and then leaves no run folder."""
-    console = Console()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    console, phases = Console(), Phases()
     space = load_space(settings.space)
     run = _free_run_folder(settings)
     console.line(f"cifar_ray {version('cifar_ray')}: {space.name} space, run {run.root.name}")
@@ -60,7 +64,8 @@ def tune(settings: TuneSettings) -> int:
         skip_bad_images=settings.skip_bad_images,
     )
     console.line(_describe_data(data))
-    return _run(settings, console, space, run, data)
+    with temporary_folder() as folder, output_to_file(folder / RAY_LOG), ray_session(folder) as hardware:
+        return _run(settings, Place(run, console, phases, hardware, folder), space, data)
 
 
 def _free_run_folder(settings: TuneSettings) -> RunFolder:
@@ -83,31 +88,29 @@ def _describe_data(data: DataSplits) -> str:
     return text
 
 
-def _run(settings: TuneSettings, console: Console, space: Space, run: RunFolder, data: DataSplits) -> int:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    start = _now()
-    phases = Phases()
-    with temporary_folder() as temp_dir, output_to_file(temp_dir / "ray.log"), ray_session(temp_dir) as hardware:
-        place = Place(run, console, temp_dir)
-        if settings.cpus_per_trial > hardware.num_cpus:
-            raise InputError(f"--cpus-per-trial: {settings.cpus_per_trial} is more than the {hardware.num_cpus} CPUs")
-        slots, resources = hardware.slots(settings.cpus_per_trial), hardware.resources(settings.cpus_per_trial)
-        console.line(f"devices     {hardware.num_cpus} CPUs, {hardware.num_gpus} GPUs: {slots} trials side by side")
-        task = _task(data, hardware)
-        shared = TrialSettings(
-            data=[ray.put(data.training_arrays())],
-            num_classes=task.num_classes,
-            max_epochs=settings.max_epochs,
-            patience=max(2, settings.max_epochs // 3),
-            num_threads=settings.cpus_per_trial,
-        )
-        speed = _measure_speed(space.default_config(task), shared, slots, resources)
-        console.line(estimate(settings, data, speed, slots))
-        about = _describe_run(settings, data, hardware, slots, start)
-        write_json(run.run_json, about)
-        console.line(f"TensorBoard tensorboard --logdir {shlex.quote(str(run.root))}")
-        phases.end("startup")
+def _run(settings: TuneSettings, place: Place, space: Space, data: DataSplits) -> int:
+    run, console, phases, hardware = place.run, place.console, place.phases, place.hardware
+    if settings.cpus_per_trial > hardware.num_cpus:
+        raise InputError(f"--cpus-per-trial: {settings.cpus_per_trial} is more than the {hardware.num_cpus} CPUs")
+    slots, resources = hardware.slots(settings.cpus_per_trial), hardware.resources(settings.cpus_per_trial)
+    console.line(f"devices     {hardware.num_cpus} CPUs, {hardware.num_gpus} GPUs: {slots} trials side by side")
+    task = _task(data, hardware)
+    shared = TrialSettings(
+        data=[ray.put(data.training_arrays())],
+        num_classes=task.num_classes,
+        max_epochs=settings.max_epochs,
+        patience=max(2, settings.max_epochs // 3),
+        num_threads=settings.cpus_per_trial,
+    )
+    speed = _measure_speed(space.default_config(task), shared, slots, resources)
+    console.line(estimate(settings, data, speed, slots))
+    about = _describe_run(settings, data, hardware, slots)
+    write_json(run.run_json, about)
+    console.line(f"TensorBoard tensorboard --logdir {shlex.quote(str(run.root))}")
+    phases.end("startup")
 
+    rows: list[Row] = []
+    try:
         records = _search(settings, place, space, task, shared, slots, resources)
         console.line(f"search      {_count_states(records)} in {duration(phases.end('search'))}")
 
@@ -119,8 +122,13 @@ def _run(settings: TuneSettings, console: Console, space: Space, run: RunFolder,
         rows = evaluate_finals(place, trained, data, settings.max_epochs, slots, resources) if trained else []
         console.line(f"evaluation  {len(rows)} models scored in {duration(phases.end('evaluation'))}")
         write_json(run.run_json, {**about, "end": _now(), "phases_s": phases.seconds})
+    except KeyboardInterrupt:
+        console.line(f"interrupted: what was finished is kept in {run.root}")
+        write_json(run.run_json, {**about, "phases_s": phases.seconds})
+        raise
+    finally:
+        shutil.copy(place.storage / RAY_LOG, run.root / RAY_LOG)
         write_report(place, rows)
-        shutil.copy(temp_dir / "ray.log", run.root / "ray.log")
     return 0 if rows else 1
 
 
@@ -149,7 +157,11 @@ def _search(
     slots: int,
     resources: dict[str, float],
 ) -> list[dict[str, Any]]:
-    """Run the search; its records are on disk even when Ctrl-C ended it, which is passed on as KeyboardInterrupt."""
+    """Run the search and write its records.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C ended the search, which Tune takes as a wish to stop; the records are written.
+    """
     study = create_study(place.run.study_journal, settings.sampler, settings.seed)
     watch = SearchWatch(place.run, place.console, settings.trials, slots)
     searcher = StudySearcher(study, space, task, settings.trials, settings.seed, watch)
@@ -213,7 +225,7 @@ def estimate(settings: TuneSettings, data: DataSplits, speed: dict[str, float], 
     return text
 
 
-def _describe_run(settings: TuneSettings, data: DataSplits, hardware: Any, slots: int, start: str) -> dict[str, Any]:
+def _describe_run(settings: TuneSettings, data: DataSplits, hardware: Hardware, slots: int) -> dict[str, Any]:
     packages = ("cifar_ray", "torch", "torchvision", "ray", "optuna", "numpy", "scikit-learn")
     return {
         "command": "python -m cifar_ray.tune " + shlex.join(sys.argv[1:]),
@@ -233,7 +245,7 @@ def _describe_run(settings: TuneSettings, data: DataSplits, hardware: Any, slots
         },
         "seed": settings.seed,
         "metric": "accuracy",
-        "start": start,
+        "start": _now(),
         "end": None,
         "phases_s": {},
     }

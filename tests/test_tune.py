@@ -2,7 +2,11 @@
 
 import csv
 import json
+import os
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +30,6 @@ ONE_RUN += ["--finalists", "1", "--final-seeds", "2", "--name", "small"]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A small run: its folder and what it printed."""
-    import sys
 
     folder = tmp_path_factory.mktemp("tune")
     done = subprocess.run(
@@ -172,3 +175,31 @@ def test_help_shows_every_default(run_command: Command) -> None:
     text = " ".join(done.stdout.split())
     for shown in ("(default: cifar10)", "(default: 50)", "(default: 30)", "(default: tpe)", "(default: runs)"):
         assert shown in text
+
+
+def test_ctrl_c_keeps_what_was_finished_and_says_where(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cifar_ray.tune", "--data", "digits", "--trials", "1000", "--max-epochs", "2"]
+    process = subprocess.Popen(
+        [*command, "--name", "stopped"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    folder = tmp_path / "runs" / "stopped"
+    deadline = time.monotonic() + 120
+    while not (folder / "trials" / "0005" / "history.csv").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "interrupted\n"
+    assert f"interrupted: what was finished is kept in {folder}" in out
+    assert {record["state"] for record in read_trials(folder / "trials.jsonl")} <= {"complete", "pruned"}
+    assert len(read_trials(folder / "trials.jsonl")) >= 3
+    assert json.loads((folder / "run.json").read_text())["end"] is None
+    assert "stopped" in (folder / "report.md").read_text()
+    with pytest.raises(ProcessLookupError):  # nothing of the run's process group is left
+        os.killpg(process.pid, 0)
