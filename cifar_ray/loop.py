@@ -110,7 +110,7 @@ def train_epoch(
     fill = data.mean.round().to(torch.uint8)
     sums = torch.zeros(2, device=device)
     grad_norm_max = torch.zeros((), device=device)
-    batch_size = min(config.batch_size, len(order))
+    batch_size = min(config.batch_size, len(order)) // ranks.world_size * ranks.world_size
     num_steps = len(order) // batch_size
     for step in range(num_steps):
         index = order[step * batch_size : (step + 1) * batch_size][ranks.rank :: ranks.world_size]

@@ -231,7 +231,7 @@ def _describe_run(settings: TuneSettings, data: DataSplits, hardware: Hardware, 
         "command": "python -m cifar_ray.tune " + shlex.join(sys.argv[1:]),
         "settings": dataclasses.asdict(settings),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "device": {**dataclasses.asdict(hardware), "name": platform.processor() or platform.machine(), "slots": slots},
+        "device": {**dataclasses.asdict(hardware), "slots": slots},
         "data": {
             "source": data.source,
             "fingerprint": data.fingerprint,

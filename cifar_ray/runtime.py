@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -39,6 +40,8 @@ class Hardware:
 
     kind: str
     """`cuda` where Ray sees a GPU, else `cpu`."""
+    name: str
+    """Of the GPU, else of the processor."""
     num_cpus: int
     num_gpus: int
 
@@ -62,9 +65,19 @@ def ray_session(temp_dir: Path, num_cpus: int | None = None) -> Iterator[Hardwar
     try:
         total = ray.cluster_resources()
         num_gpus = int(total.get("GPU", 0))
-        yield Hardware("cuda" if num_gpus else "cpu", int(total["CPU"]), num_gpus)
+        gpu_name = next((name.split(":")[1] for name in total if name.startswith("accelerator_type:")), "GPU")
+        kind, name = ("cuda", gpu_name) if num_gpus else ("cpu", _processor_name())
+        yield Hardware(kind, name, int(total["CPU"]), num_gpus)
     finally:
         ray.shutdown()
+
+
+def _processor_name() -> str:
+    """What the processor calls itself, as far as the platform says."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 @contextlib.contextmanager
