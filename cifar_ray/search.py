@@ -118,7 +118,10 @@ def create_study(journal: Path, sampler: str, seed: int) -> optuna.Study:
         sampler=(
             # Conditional parameters are modelled together with those they depend on (group), and running trials
             # count as bad ones (constant_liar), so that slots that ask side by side do not get the same answer.
-            optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=sampler_seed)
+            # Trial 0 is a good start to model from: five random draws beside it are enough.
+            optuna.samplers.TPESampler(
+                n_startup_trials=6, multivariate=True, group=True, constant_liar=True, seed=sampler_seed
+            )
             if sampler == "tpe"
             else optuna.samplers.RandomSampler(seed=sampler_seed)
         ),

@@ -16,18 +16,18 @@ def space(trial: optuna.Trial, task: Task) -> dict[str, Any]:
     # A CPU trains small networks only, and tiny images need no more: the widest of these takes some ten times the work
     # of the default.
     if task.device == "cpu" and task.image_size <= 16:
-        widths, widest, kernel_sizes, most_blocks = [8, 16, 24, 32], 64, [3], 2
+        widths, widest, widenings, kernel_sizes, most_blocks = [8, 16, 24, 32], 64, [1.5, 2.0], [3], 2
     elif task.device == "cpu":
-        widths, widest, kernel_sizes, most_blocks = [16, 24, 32, 48], 128, [3, 5], 3
+        widths, widest, widenings, kernel_sizes, most_blocks = [16, 24, 32, 48], 128, [1.5, 2.0], [3, 5], 3
     else:
-        widths, widest, kernel_sizes, most_blocks = [32, 48, 64, 96, 128], 512, [3, 5], 3
+        widths, widest, widenings, kernel_sizes, most_blocks = [32, 48, 64, 96, 128], 512, [1.5, 2.0, 4.0], [3, 5], 3
 
     # Every stage halves the resolution: more of them than the image has halvings would only add depth.
     halvings = max(1, task.image_size.bit_length() - 1)
     stages = trial.suggest_int("model/stages", min(2, halvings), min(4, halvings))
     blocks = trial.suggest_int("model/blocks", 1, most_blocks)
     width = trial.suggest_categorical("model/width", widths)
-    widen = trial.suggest_categorical("model/widen", [1.5, 2.0, 4.0])
+    widen = trial.suggest_categorical("model/widen", widenings)
     norm = trial.suggest_categorical("model/norm", ["batch", "group", "none"])
     model: dict[str, Any] = {
         "widths": [min(widest, int(width * widen**stage) // 8 * 8) for stage in range(stages)],
@@ -36,9 +36,9 @@ def space(trial: optuna.Trial, task: Task) -> dict[str, Any]:
         "activation": trial.suggest_categorical("model/activation", ["relu", "mish", "silu", "gelu"]),
         "norm": norm,
         "residual": trial.suggest_categorical("model/residual", [False, True]),
-        "dropout": trial.suggest_float("model/dropout", 0.0, 0.3, step=0.05),
+        "dropout": trial.suggest_float("model/dropout", 0.0, 0.2, step=0.05),
         "head_pool": trial.suggest_categorical("model/head_pool", ["avg", "max"]),
-        "head_dropout": trial.suggest_float("model/head_dropout", 0.0, 0.5, step=0.1),
+        "head_dropout": trial.suggest_float("model/head_dropout", 0.0, 0.4, step=0.1),
     }
     if norm != "none":
         placements = ["before_activation", "after_activation", "before_conv"]
@@ -48,11 +48,11 @@ def space(trial: optuna.Trial, task: Task) -> dict[str, Any]:
 
     optimizer: dict[str, Any] = {"name": trial.suggest_categorical("optimizer/name", ["sgd", "adamw"])}
     if optimizer["name"] == "sgd":
-        optimizer["lr"] = trial.suggest_float("optimizer/sgd_lr", 0.01, 0.5, log=True)
-        optimizer["weight_decay"] = trial.suggest_float("optimizer/sgd_weight_decay", 1e-5, 1e-2, log=True)
+        optimizer["lr"] = trial.suggest_float("optimizer/sgd_lr", 0.02, 0.6, log=True)
+        optimizer["weight_decay"] = trial.suggest_float("optimizer/sgd_weight_decay", 1e-5, 3e-3, log=True)
     else:
-        optimizer["lr"] = trial.suggest_float("optimizer/adamw_lr", 3e-4, 2e-2, log=True)
-        optimizer["weight_decay"] = trial.suggest_float("optimizer/adamw_weight_decay", 1e-4, 0.3, log=True)
+        optimizer["lr"] = trial.suggest_float("optimizer/adamw_lr", 5e-4, 2e-2, log=True)
+        optimizer["weight_decay"] = trial.suggest_float("optimizer/adamw_weight_decay", 1e-3, 0.2, log=True)
 
     cutout_step = max(1, task.image_size // 16)
     cutout_steps = task.image_size // 4 // cutout_step
