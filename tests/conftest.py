@@ -17,6 +17,8 @@ def hardware() -> Iterator[object]:
     """One Ray session for all tests that ask for it: two slots, whatever the machine has."""
     from cifar_ray.runtime import ray_session, temporary_folder
 
+    # Ray's workers import the test modules whose functions and classes they run.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     with temporary_folder() as folder, ray_session(folder, num_cpus=2) as found:
         yield found
 
