@@ -23,6 +23,17 @@ def hardware() -> Iterator[object]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors this small gain nothing from threads, and lose much where other processes want the cores too."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def digit_arrays() -> dict[str, np.ndarray]:
     """The arrays that trials get, from a few hundred digits."""

@@ -4,7 +4,7 @@ import copy
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,13 +46,7 @@ TINY = CNNConfig(widths=[8, 8], blocks=[1, 1], kernel_sizes=[3, 3])
 SMOOTH = CNNConfig(widths=[8, 8], blocks=[1, 1], kernel_sizes=[3, 3], norm="group", activation="gelu")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from threads, and lose much where other processes want the cores too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def arrays(num_train: int = 64, num_val: int = 33, size: int = 8, channels: int = 1) -> dict[str, np.ndarray]:

@@ -1,7 +1,6 @@
 """The CNN family: shapes, the order of layers, where it pools and adds residuals, and what it takes as input."""
 
 import itertools
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -24,13 +23,7 @@ NAMES: dict[type[nn.Module], str] = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from threads, and lose much where other processes want the cores too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def images(count: int, channels: int = 3, size: int = 8, seed: int = 0) -> torch.Tensor:
