@@ -45,6 +45,8 @@ class Task:
     """Kind of device that trials run on."""
     flips: tuple[bool, ...] = (False, True)
     """Values of `augment/flip` that make sense: only False where a mirrored image is another class."""
+    imbalance: float = 1.0
+    """Training images of the largest class over those of the smallest."""
 
 
 @dataclass(frozen=True, config=STRICT_KEYS)
@@ -58,9 +60,10 @@ class CNNConfig:
     kernel_sizes: list[Literal[1, 3, 5, 7]] = field(default_factory=lambda: [3, 3, 3])
     """Side of the square filters of each stage, in pixels."""
     activation: Literal["relu", "mish", "silu", "gelu"] = "relu"
-    """Activation function."""
-    norm: Literal["none", "batch", "group"] = "batch"
-    """Normalisation layer."""
+    """Activation function of the blocks and of the hidden dense layer."""
+    norm: Literal["none", "batch", "group", "evonorm_s0", "evonorm_b0"] = "batch"
+    """Normalisation layer. The two EvoNorms are normalisation and activation in one: with them the blocks ignore
+    `activation` and `norm_placement`."""
     norm_placement: Literal["before_activation", "after_activation", "before_conv"] = "before_activation"
     """Where the normalisation stands: conv-norm-act, conv-act-norm or norm-conv-act."""
     pool_placement: Literal["before_norm", "after_norm"] = "before_norm"
@@ -69,8 +72,11 @@ class CNNConfig:
     """Whether a block that keeps its shape adds its input to its output."""
     dropout: Rate = 0.0
     """Probability of dropping a whole channel at the end of each block."""
-    head_pool: Literal["avg", "max"] = "avg"
-    """Global pooling in front of the classifier."""
+    head_pool: Literal["avg", "max", "flatten"] = "avg"
+    """What becomes of the last stage's pixels: their mean, their maximum, or `flatten`, which keeps them all (the next
+    layer then grows with the square of the image size)."""
+    head_hidden: NonNegative = 0
+    """Width of a hidden dense layer, with activation, in front of the classifier; 0 is none."""
     head_dropout: Rate = 0.0
     """Probability of dropping a feature in front of the classifier."""
 
@@ -83,14 +89,14 @@ class CNNConfig:
 class OptimizerConfig:
     """The optimizer and its peak learning rate."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
-    """`sgd` is SGD with Nesterov momentum."""
+    name: Literal["sgd", "adamw", "muon"] = "sgd"
+    """`sgd` is SGD with Nesterov momentum; `muon` is Muon for convolution filters and AdamW for all else."""
     lr: PositiveFloat = 0.1
     """Peak learning rate."""
     weight_decay: NonNegativeFloat = 5e-4
     """Weight decay of convolution and linear weights; norm parameters and biases have none."""
     momentum: Rate = 0.9
-    """Nesterov momentum of `sgd`, first beta of `adamw`."""
+    """Nesterov momentum of `sgd` and `muon`, first beta of AdamW."""
 
 
 @dataclass(frozen=True, config=STRICT_KEYS)
@@ -134,6 +140,8 @@ class TrialConfig:
     """Images per optimizer step, over all workers together."""
     label_smoothing: Rate = 0.0
     """Label smoothing of the training loss."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """How much an image counts in the training loss: `balanced` gives all classes the same share of it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as a plain nested dict that :func:`trial_config` reads back."""

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cifar_ray import augment
 from cifar_ray.config import InputError, TrialConfig
-from cifar_ray.metrics import loss_and_accuracy
+from cifar_ray.metrics import loss_and_accuracy, ranking_metric
 from cifar_ray.models import Classifier, build_model
 from cifar_ray.optim import LRSchedule, make_optimizer
 
@@ -47,6 +47,8 @@ class DeviceData:
     """(C,) mean of the training pixels, 0..255."""
     std: Tensor
     """(C,) standard deviation of the training pixels, never 0."""
+    balanced_weights: Tensor
+    """(num_classes,) weight of each class under which all have the same share of the training images."""
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], num_classes: int, device: torch.device) -> "DeviceData":
@@ -63,7 +65,14 @@ class DeviceData:
         sums = [_channel_sums(part) for part in pixels.split(1000)]
         total = torch.stack(sums).sum(0) / (pixels.numel() // pixels.shape[1])  # (2, C)
         std = (total[1] - total[0] ** 2).clamp(min=0).sqrt()
-        return cls(**tensors, num_classes=num_classes, mean=total[0].float(), std=std.clamp(min=1.0).float())
+        counts = torch.bincount(tensors["train_labels"], minlength=num_classes)
+        return cls(
+            **tensors,
+            num_classes=num_classes,
+            mean=total[0].float(),
+            std=std.clamp(min=1.0).float(),
+            balanced_weights=len(pixels) / (num_classes * counts.clamp(min=1)),  # scikit-learn's "balanced"
+        )
 
 
 def _channel_sums(images: Tensor) -> Tensor:
@@ -119,7 +128,7 @@ def train_epoch(
         labels = data.train_labels[index]
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = model(images)
-        loss = functional.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+        loss = training_loss(logits.float(), labels, config, data.balanced_weights)
         optimizer.zero_grad()
         loss.backward()
         grad_norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
@@ -130,6 +139,15 @@ def train_epoch(
     if ranks.world_size > 1:
         dist.all_reduce(sums, op=dist.ReduceOp.SUM, group=ranks.group)
     return torch.cat([sums / (num_steps * ranks.world_size), grad_norm_max[None]])
+
+
+def training_loss(logits: Tensor, labels: Tensor, config: TrialConfig, balanced_weights: Tensor) -> Tensor:
+    """Cross-entropy of logits (B, C) against labels (B,), smoothed and weighted as `config` says: a scalar."""
+    if config.class_weights == "none":
+        return functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+    losses = functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing, reduction="none")
+    # A plain mean: divided by the weights of the batch, as PyTorch would, it would depend on how ranks share a batch.
+    return (losses * balanced_weights[labels]).mean()
 
 
 @torch.inference_mode()
@@ -159,6 +177,7 @@ def run_experiment(
     *,
     seed: int,
     max_epochs: int,
+    metric: str = "accuracy",
     patience: int | None = None,
     report: Callable[[Row], None] = lambda row: None,
     ranks: Ranks = Ranks(),
@@ -170,13 +189,14 @@ def run_experiment(
         data: images on the device to train on.
         seed: of weights, order and augmentation; the same on every rank.
         max_epochs: the horizon of the learning-rate schedule.
+        metric: what `val_metric` is: `accuracy`, `auc` or `f1`, see :func:`metrics.ranking_metric`.
         patience: epochs without a better validation metric that end a constant, step or plateau schedule.
         report: called after each epoch on every rank.
         ranks: this process's place among those that train this model.
 
     Raises:
         NonFiniteLossError: the loss became infinite or NaN.
-        InputError: the batch size cannot be divided over the ranks.
+        InputError: the batch size cannot be divided over the ranks, or the validation images have no such metric.
     """
     if config.batch_size % ranks.world_size:
         raise InputError(f"batch_size {config.batch_size} cannot be divided over {ranks.world_size} workers")
@@ -205,17 +225,21 @@ def run_experiment(
             for buffer in model.buffers():
                 dist.broadcast(buffer, group=ranks.group, group_src=0)
         trained_at = time.perf_counter()
-        val_loss, val_accuracy = loss_and_accuracy(eval_model(model, data.val_images, ranks), data.val_labels)
+        val_logits = eval_model(model, data.val_images, ranks)  # of all images, on every rank
+        val_loss, val_accuracy = loss_and_accuracy(val_logits, data.val_labels)
         lr_schedule.end_epoch(val_loss)
         if not (math.isfinite(train_stats[0]) and math.isfinite(val_loss)):
             raise NonFiniteLossError(f"non-finite loss in epoch {epoch}")
+        val_metric = ranking_metric(metric, val_logits, data.val_labels)
+        if val_metric is None:
+            raise InputError(f"--metric {metric}: undefined, a class has no validation images; take accuracy or f1")
         row: Row = {
             "epoch": epoch,
             "train_loss": train_stats[0],
             "train_accuracy": train_stats[1],
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
-            "val_metric": val_accuracy,
+            "val_metric": val_metric,
             "lr": lr,
             "grad_norm_max": train_stats[2],
             "train_s": trained_at - start,

@@ -1,9 +1,10 @@
 """Optimizers and learning-rate schedules."""
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from cifar_ray.config import LRScheduleConfig, OptimizerConfig
@@ -12,13 +13,63 @@ from cifar_ray.config import LRScheduleConfig, OptimizerConfig
 def make_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
     """Build the optimizer; only weights of two and more dimensions decay (not norms, not biases)."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    if config.name == "muon":
+        return MuonAdamW(config, parameters)
+    groups = _groups(parameters, config.weight_decay)
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+
+
+def _groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon for convolution filters, AdamW for everything else, as one optimizer.
+
+    Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) orthogonalises the update of a matrix, and
+    filters (D, C, K, K) are D rows to it. Scaled as by Liu et al. 2025 (arXiv:2502.16982), its updates are as large as
+    AdamW's, so that one learning rate and one weight decay serve both.
+
+    The state is that of the two optimizers inside: `state_dict` does not hold it.
+    """
+
+    def __init__(self, config: OptimizerConfig, parameters: list[nn.Parameter]) -> None:
+        self.filters = [p for p in parameters if p.ndim == 4]
+        others = _groups([p for p in parameters if p.ndim != 4], config.weight_decay)
+        # These groups are what the outside sees and sets learning rates in; those of the two optimizers follow them.
+        filters = {"params": self.filters, "weight_decay": config.weight_decay}
+        super().__init__([filters, *others], {"lr": config.lr})
+        # Muon changes the filters through matrices in the same memory. There each filter is one piece, its values in
+        # one of two orders, and the order of a matrix's columns makes no difference to Muon.
+        self.channels_last = [not p.is_contiguous() for p in self.filters]
+        self.matrices = [_as_matrix(p.detach(), last) for p, last in zip(self.filters, self.channels_last, strict=True)]
+        self.muon = torch.optim.Muon(
+            [{"params": self.matrices, "weight_decay": config.weight_decay}],
+            momentum=config.momentum,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        self.adamw = torch.optim.AdamW([dict(group) for group in others], betas=(config.momentum, 0.999), fused=True)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        inner = self.muon.param_groups + self.adamw.param_groups
+        for group, seen in zip(inner, self.param_groups, strict=True):
+            group["lr"] = seen["lr"]
+        for matrix, weight, last in zip(self.matrices, self.filters, self.channels_last, strict=True):
+            assert matrix.data_ptr() == weight.data_ptr(), "the model was moved after its optimizer was made"
+            matrix.grad = None if weight.grad is None else _as_matrix(weight.grad, last)
+        self.muon.step()
+        self.adamw.step()
+
+
+def _as_matrix(filters: Tensor, channels_last: bool) -> Tensor:
+    """Filters (D, C, K, K) as (D, C * K * K), in the column order of that memory format."""
+    return (filters.permute(0, 2, 3, 1) if channels_last else filters).reshape(len(filters), -1)
 
 
 def lr_factor(config: LRScheduleConfig, progress: float) -> float:

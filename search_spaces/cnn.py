@@ -1,7 +1,8 @@
 """A convolutional network trained from scratch: architecture, optimizer, schedule and augmentation.
 
 `space` is called once a trial and may branch on what it has drawn. `task` is fixed for a run (`num_classes`,
-`channels`, `image_size`, `num_train`, `device`, `flips`), so ranges may depend on it. Parameter names are paths.
+`channels`, `image_size`, `num_train`, `device`, `flips`, `imbalance`), so ranges may depend on it. Parameter names are
+paths.
 """
 
 from typing import Any
@@ -28,31 +29,35 @@ def space(trial: optuna.Trial, task: Task) -> dict[str, Any]:
     blocks = trial.suggest_int("model/blocks", 1, most_blocks)
     width = trial.suggest_categorical("model/width", widths)
     widen = trial.suggest_categorical("model/widen", widenings)
-    norm = trial.suggest_categorical("model/norm", ["batch", "group", "none"])
+    norm = trial.suggest_categorical("model/norm", ["batch", "group", "evonorm_s0", "evonorm_b0", "none"])
     model: dict[str, Any] = {
         "widths": [min(widest, int(width * widen**stage) // 8 * 8) for stage in range(stages)],
         "blocks": [blocks] * stages,
-        "kernel_sizes": [trial.suggest_categorical("model/kernel_size", kernel_sizes)] * stages,
-        "activation": trial.suggest_categorical("model/activation", ["relu", "mish", "silu", "gelu"]),
+        "kernel_sizes": [
+            trial.suggest_categorical(f"model/stage{stage + 1}/kernel_size", kernel_sizes) for stage in range(stages)
+        ],
         "norm": norm,
         "residual": trial.suggest_categorical("model/residual", [False, True]),
         "dropout": trial.suggest_float("model/dropout", 0.0, 0.2, step=0.05),
         "head_pool": trial.suggest_categorical("model/head_pool", ["avg", "max"]),
+        "head_hidden": trial.suggest_categorical("model/head_hidden", [0, 128]),
         "head_dropout": trial.suggest_float("model/head_dropout", 0.0, 0.4, step=0.1),
     }
-    if norm != "none":
+    if norm not in ("evonorm_s0", "evonorm_b0"):  # these are activations too
+        model["activation"] = trial.suggest_categorical("model/activation", ["relu", "mish", "silu", "gelu"])
+    if norm in ("batch", "group"):
         placements = ["before_activation", "after_activation", "before_conv"]
         model["norm_placement"] = trial.suggest_categorical("model/norm_placement", placements)
         if model["norm_placement"] != "before_conv":
             model["pool_placement"] = trial.suggest_categorical("model/pool_placement", ["before_norm", "after_norm"])
 
-    optimizer: dict[str, Any] = {"name": trial.suggest_categorical("optimizer/name", ["sgd", "adamw"])}
-    if optimizer["name"] == "sgd":
-        optimizer["lr"] = trial.suggest_float("optimizer/sgd_lr", 0.02, 0.6, log=True)
-        optimizer["weight_decay"] = trial.suggest_float("optimizer/sgd_weight_decay", 1e-5, 3e-3, log=True)
-    else:
-        optimizer["lr"] = trial.suggest_float("optimizer/adamw_lr", 5e-4, 2e-2, log=True)
-        optimizer["weight_decay"] = trial.suggest_float("optimizer/adamw_weight_decay", 1e-3, 0.2, log=True)
+    optimizer = trial.suggest_categorical("optimizer/name", ["sgd", "adamw", "muon"])
+    # Ranges of the learning rate and of the weight decay, which mean something else to each of them.
+    lr, weight_decay = {
+        "sgd": ((0.02, 0.6), (1e-5, 3e-3)),
+        "adamw": ((5e-4, 2e-2), (1e-3, 0.2)),
+        "muon": ((3e-3, 0.1), (1e-3, 0.2)),
+    }[optimizer]
 
     cutout_step = max(1, task.image_size // 16)
     cutout_steps = task.image_size // 4 // cutout_step
@@ -60,7 +65,11 @@ def space(trial: optuna.Trial, task: Task) -> dict[str, Any]:
     return {
         "family": "cnn",
         "model": model,
-        "optimizer": optimizer,
+        "optimizer": {
+            "name": optimizer,
+            "lr": trial.suggest_float(f"optimizer/{optimizer}_lr", *lr, log=True),
+            "weight_decay": trial.suggest_float(f"optimizer/{optimizer}_weight_decay", *weight_decay, log=True),
+        },
         "lr_schedule": {"name": trial.suggest_categorical("lr_schedule/name", schedules)},
         "augment": {
             "crop_padding": trial.suggest_int("augment/crop_padding", 0, task.image_size // 8),
@@ -71,19 +80,28 @@ def space(trial: optuna.Trial, task: Task) -> dict[str, Any]:
             "batch_size", [32, 64, 128] if task.device == "cpu" else [256, 512, 1024]
         ),
         "label_smoothing": trial.suggest_categorical("label_smoothing", [0.0, 0.1, 0.2]),
+        "class_weights": (
+            trial.suggest_categorical("class_weights", ["none", "balanced"]) if imbalanced(task) else "none"
+        ),
     }
+
+
+def imbalanced(task: Task) -> bool:
+    """Whether the classes differ enough in size that weighing them is worth a try."""
+    return task.imbalance > 1.5
 
 
 def default(task: Task) -> dict[str, Any]:
     """Parameter values of trial 0: `small-cnn` on a CPU, `fast-cnn` on a GPU."""
     small = task.device == "cpu"
     width = 64 if not small else 24 if task.image_size <= 16 else 32
+    stages = min(3, max(1, task.image_size.bit_length() - 1))
     return {
-        "model/stages": min(3, max(1, task.image_size.bit_length() - 1)),
+        "model/stages": stages,
         "model/blocks": 2,
         "model/width": width,
         "model/widen": 1.5 if small else 2.0,
-        "model/kernel_size": 3,
+        **{f"model/stage{stage + 1}/kernel_size": 3 for stage in range(stages)},
         "model/activation": "silu" if small else "gelu",
         "model/norm": "batch",
         "model/norm_placement": "before_activation",
@@ -91,6 +109,7 @@ def default(task: Task) -> dict[str, Any]:
         "model/residual": True,
         "model/dropout": 0.0,
         "model/head_pool": "avg" if small else "max",
+        "model/head_hidden": 0,
         "model/head_dropout": 0.0,
         "optimizer/name": "sgd",
         "optimizer/sgd_lr": 0.25 if small else 0.4,
@@ -101,4 +120,5 @@ def default(task: Task) -> dict[str, Any]:
         "augment/cutout": 0,
         "batch_size": 64 if small else 512,
         "label_smoothing": 0.1 if small else 0.2,
+        **({"class_weights": "none"} if imbalanced(task) else {}),
     }

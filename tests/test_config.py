@@ -21,6 +21,7 @@ UNUSUAL: dict[str, Any] = {
         "residual": True,
         "dropout": 0.1,
         "head_pool": "max",
+        "head_hidden": 16,
         "head_dropout": 0.2,
     },
     "optimizer": {"name": "adamw", "lr": 0.003, "weight_decay": 0.01, "momentum": 0.8},
@@ -28,6 +29,7 @@ UNUSUAL: dict[str, Any] = {
     "augment": {"crop_padding": 4, "flip": True, "cutout": 8},
     "batch_size": 96,
     "label_smoothing": 0.15,
+    "class_weights": "balanced",
 }
 """A configuration in which every value differs from its default, but for the only family."""
 
@@ -64,6 +66,21 @@ def test_what_is_left_out_takes_its_default() -> None:
     assert (config.optimizer.lr, config.optimizer.momentum) == (0.2, 0.9)
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "names"),
+    [
+        ("model", "norm", ["none", "batch", "group", "evonorm_s0", "evonorm_b0"]),
+        ("model", "activation", ["relu", "mish", "silu", "gelu"]),
+        ("model", "head_pool", ["avg", "max", "flatten"]),
+        ("optimizer", "name", ["sgd", "adamw", "muon"]),
+        ("lr_schedule", "name", ["constant", "step", "cosine", "one_cycle", "plateau"]),
+    ],
+)
+def test_every_choice_is_taken(section: str, key: str, names: list[str]) -> None:
+    for name in names:
+        assert trial_config({section: {key: name}}, "here").to_dict()[section][key] == name
+
+
 def test_two_configurations_share_no_lists() -> None:
     first, second = TrialConfig(), TrialConfig()
     assert first.model.widths is not second.model.widths
@@ -92,6 +109,8 @@ def test_two_configurations_share_no_lists() -> None:
         ("model/dropout", 1.0),
         ("model/dropout", -0.1),
         ("model/head_pool", "mean"),
+        ("model/head_hidden", -1),
+        ("model/head_hidden", 0.5),
         ("model/head_dropout", 1.5),
         ("optimizer/name", "lion"),
         ("optimizer/lr", 0.0),
@@ -112,6 +131,8 @@ def test_two_configurations_share_no_lists() -> None:
         ("batch_size", "many"),
         ("batch_size", None),
         ("label_smoothing", 1.0),
+        ("class_weights", "inverse"),
+        ("class_weights", [1.0, 2.0]),
     ],
 )
 def test_a_wrong_value_is_told_with_its_key(key: str, value: Any) -> None:

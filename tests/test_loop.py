@@ -1,31 +1,37 @@
-"""The training loop on tiny problems, in one process and in two."""
+"""The training loop on tiny problems, in one process."""
 
 import copy
 import math
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.utils.class_weight import compute_class_weight
+from tiny import (
+    CPU,
+    SMOOTH,
+    TINY,
+    arrays,
+    device_data,
+    imbalanced_data,
+    misleading_data,
+    recorded_batches,
+    schedule,
+    tiny_config,
+    weights_equal,
+    without_times,
+)
+from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cifar_ray.config import (
-    AugmentConfig,
-    CNNConfig,
-    InputError,
-    LRScheduleConfig,
-    OptimizerConfig,
-    TrialConfig,
-)
+from cifar_ray.config import AugmentConfig, InputError, OptimizerConfig
 from cifar_ray.loop import (
     EVAL_BATCH_SIZE,
     DeviceData,
@@ -36,66 +42,13 @@ from cifar_ray.loop import (
     eval_model,
     run_experiment,
     train_epoch,
+    training_loss,
 )
 from cifar_ray.metrics import loss_and_accuracy
 from cifar_ray.models import build_model
 from cifar_ray.optim import LRSchedule, lr_factor, make_optimizer
 
-CPU = torch.device("cpu")
-TINY = CNNConfig(widths=[8, 8], blocks=[1, 1], kernel_sizes=[3, 3])
-SMOOTH = CNNConfig(widths=[8, 8], blocks=[1, 1], kernel_sizes=[3, 3], norm="group", activation="gelu")
-
-
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def arrays(num_train: int = 64, num_val: int = 33, size: int = 8, channels: int = 1) -> dict[str, np.ndarray]:
-    """Images that are brighter at the left (class 0) or at the right (class 1), under noise."""
-    rng = np.random.default_rng(0)
-
-    def split(count: int) -> tuple[np.ndarray, np.ndarray]:
-        labels = np.arange(count) % 2
-        images = rng.integers(0, 150, (count, channels, size, size))
-        for side in (0, 1):
-            columns = slice(0, size // 2) if side == 0 else slice(size // 2, size)
-            images[labels == side, :, :, columns] += 90
-        return images.astype(np.uint8), labels.astype(np.int64)
-
-    train_images, train_labels = split(num_train)
-    val_images, val_labels = split(num_val)
-    return {
-        "train_images": train_images,
-        "train_labels": train_labels,
-        "val_images": val_images,
-        "val_labels": val_labels,
-    }
-
-
-def device_data(**sizes: int) -> DeviceData:
-    return DeviceData.from_arrays(arrays(**sizes), 2, CPU)
-
-
-def misleading_data() -> DeviceData:
-    """Data whose validation labels are swapped: the more a model learns, the worse it does there."""
-    data = device_data()
-    return replace(data, val_labels=1 - data.val_labels)
-
-
-def tiny_config(**changes: Any) -> TrialConfig:
-    return replace(TrialConfig(model=TINY, batch_size=16, optimizer=OptimizerConfig(lr=0.05)), **changes)
-
-
-def schedule(name: str) -> LRScheduleConfig:
-    return LRScheduleConfig(name=name)  # type: ignore[arg-type]
-
-
-def without_times(history: list[Row]) -> list[Row]:
-    return [{key: value for key, value in row.items() if key not in ("train_s", "eval_s")} for row in history]
-
-
-def weights_equal(first: nn.Module, second: nn.Module) -> bool:
-    one, other = first.state_dict(), second.state_dict()
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 # ---- data ----
@@ -155,36 +108,57 @@ def test_read_only_arrays_are_trained_on_without_a_warning() -> None:
         np.testing.assert_array_equal(array, before[name])
 
 
+@pytest.mark.parametrize("labels", [[0, 1], [0, 0, 0, 1], [2, 0, 0, 1, 1, 1, 1]])
+def test_balanced_weights_are_those_of_scikit_learn(labels: list[int]) -> None:
+    num_classes = max(labels) + 1
+    given = {**arrays(num_train=len(labels)), "train_labels": np.array(labels)}
+    data = DeviceData.from_arrays(given, num_classes, CPU)
+    expected = compute_class_weight("balanced", classes=np.arange(num_classes), y=labels)
+    np.testing.assert_allclose(data.balanced_weights.numpy(), expected, rtol=1e-6)
+    assert data.balanced_weights.dtype == torch.float32
+
+
+def test_a_class_without_training_images_has_a_finite_weight() -> None:
+    assert bool(DeviceData.from_arrays(arrays(), 3, CPU).balanced_weights.isfinite().all())
+
+
 # ---- one epoch ----
 
 
-class Recorder(nn.Module):
-    """Learns nothing, but keeps the first pixel of every image that it sees."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(2))
-        self.seen: list[list[int]] = []
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.seen.append(images[:, 0, 0, 0].tolist())
-        return self.weight.expand(len(images), 2)
-
-
-def numbered_data(count: int) -> DeviceData:
-    """Data in which every pixel of image i is i."""
-    data = device_data()
-    images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(count, 1, 4, 4).contiguous()
-    return replace(data, train_images=images, train_labels=torch.arange(count) % 2)
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_a_balanced_loss_is_that_of_rare_images_seen_more_often(label_smoothing: float) -> None:
+    config = tiny_config(label_smoothing=label_smoothing, class_weights="balanced")
+    plain = replace(config, class_weights="none")
+    logits = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 0, 0, 1])
+    weights = torch.tensor([4 / (2 * 3), 4 / (2 * 1)])
+    often = torch.tensor([0, 1, 2, 3, 3, 3])
+    balanced = training_loss(logits, labels, config, weights)
+    torch.testing.assert_close(balanced, training_loss(logits[often], labels[often], plain, weights))
+    assert not torch.isclose(balanced, training_loss(logits, labels, plain, weights))
+    # The mean over batches is the mean over all: how images are dealt out to batches and ranks makes no difference.
+    halves = [training_loss(logits[half], labels[half], config, weights) for half in (slice(0, 2), slice(2, 4))]
+    torch.testing.assert_close(torch.stack(halves).mean(), balanced)
 
 
-def recorded_batches(count: int, batch_size: int, order: Tensor, ranks: Ranks = Ranks()) -> list[list[int]]:
-    model = Recorder()
-    config = tiny_config(batch_size=batch_size)
-    optimizer = make_optimizer(config.optimizer, model)
-    steps = LRSchedule(schedule("constant"), optimizer, 10)
-    train_epoch(model, numbered_data(count), optimizer, steps, config, order, ranks)
-    return model.seen
+@pytest.mark.parametrize(("class_weights", "share"), [("none", 10 / 74), ("balanced", 1 / 2)])
+def test_a_model_that_knows_nothing_learns_how_much_each_class_counts(class_weights: str, share: float) -> None:
+    data = imbalanced_data()
+    assert torch.bincount(data.train_labels).tolist() == [64, 10]
+    data = replace(
+        data,
+        train_images=torch.zeros_like(data.train_images),
+        val_images=torch.zeros_like(data.val_images),
+        val_labels=(torch.arange(len(data.val_labels)) % round(1 / share) == 0).long(),  # so that the last epochs win
+    )
+    config = tiny_config(model=SMOOTH, optimizer=OptimizerConfig(lr=0.1), batch_size=74, class_weights=class_weights)
+    outcome = run_experiment(config, data, seed=0, max_epochs=30)
+    logits = eval_model(outcome.model, data.val_images)
+    assert float(logits.softmax(1)[:, 1].mean()) == pytest.approx(share, abs=0.05)
+    # The training loss is that of the images as they count; the validation loss is that of the images as they are.
+    entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
+    assert outcome.history[-1]["train_loss"] == pytest.approx(entropy, abs=0.05)
+    assert outcome.best["val_loss"] == float(functional.cross_entropy(logits, data.val_labels))
 
 
 @pytest.mark.parametrize(
@@ -213,7 +187,7 @@ def test_every_epoch_has_an_order_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     assert all(sorted(order) == list(range(64)) for order in orders)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
 def test_an_epochs_statistics_and_weights_are_those_of_a_plain_loop(name: str) -> None:
     torch.manual_seed(0)
     data = device_data()
@@ -337,10 +311,16 @@ def test_the_watch_for_reads_sees_them(read: Callable[[Tensor], object]) -> None
     assert reads_of(lambda: read(torch.arange(3.0)))
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
-@pytest.mark.parametrize("lr_schedule", ["constant", "cosine", "one_cycle", "plateau"])
-@pytest.mark.parametrize("norm", ["batch", "group"])
-def test_no_value_is_read_back_from_the_device_inside_an_epoch(name: str, lr_schedule: str, norm: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "lr_schedule"), [("sgd", "constant"), ("sgd", "plateau"), ("adamw", "one_cycle"), ("muon", "cosine")]
+)
+@pytest.mark.parametrize(
+    ("norm", "class_weights"),
+    [("batch", "none"), ("group", "balanced"), ("evonorm_s0", "none"), ("evonorm_b0", "balanced")],
+)
+def test_no_value_is_read_back_from_the_device_inside_an_epoch(
+    name: str, lr_schedule: str, norm: str, class_weights: str
+) -> None:
     data = device_data()
     config = tiny_config(
         model=replace(TINY, norm=norm, dropout=0.1, head_dropout=0.1),
@@ -348,6 +328,7 @@ def test_no_value_is_read_back_from_the_device_inside_an_epoch(name: str, lr_sch
         lr_schedule=schedule(lr_schedule),
         augment=AugmentConfig(crop_padding=1, flip=True, cutout=2),
         label_smoothing=0.1,
+        class_weights=class_weights,
     )
     model = build_model(config, num_classes=2, channels=1, image_size=8)
     optimizer = make_optimizer(config.optimizer, model)
@@ -390,17 +371,23 @@ def test_a_learnable_problem_is_learnt(lr_schedule: str) -> None:
     assert outcome.history[-1]["train_loss"] < outcome.history[0]["train_loss"]
 
 
-def run_augmented(seed: int) -> Outcome:
+def run_augmented(seed: int, name: str, norm: str, class_weights: str) -> Outcome:
     config = tiny_config(
-        model=replace(TINY, dropout=0.1, head_dropout=0.1), augment=AugmentConfig(crop_padding=1, cutout=2)
+        model=replace(TINY, norm=norm, dropout=0.1, head_pool="flatten", head_hidden=4, head_dropout=0.1),
+        optimizer=OptimizerConfig(name=name, lr=0.02),  # type: ignore[arg-type]
+        augment=AugmentConfig(crop_padding=1, cutout=2),
+        class_weights=class_weights,
     )
-    return run_experiment(config, device_data(), seed=seed, max_epochs=2)
+    return run_experiment(config, imbalanced_data(), seed=seed, max_epochs=2, metric="f1")
 
 
-def test_a_seed_repeats_a_run_bit_for_bit_and_another_does_not() -> None:
-    first = run_augmented(1)
+@pytest.mark.parametrize(
+    "what", [("sgd", "batch", "none"), ("adamw", "evonorm_s0", "balanced"), ("muon", "evonorm_b0", "balanced")]
+)
+def test_a_seed_repeats_a_run_bit_for_bit_and_another_does_not(what: tuple[str, str, str]) -> None:
+    first = run_augmented(1, *what)
     torch.rand(7)  # what was drawn before in this process makes no difference
-    second, other = run_augmented(1), run_augmented(2)
+    second, other = run_augmented(1, *what), run_augmented(2, *what)
     assert weights_equal(first.model, second.model)
     assert without_times(first.history) == without_times(second.history)
     assert not weights_equal(first.model, other.model)
@@ -424,7 +411,7 @@ def test_every_epoch_is_reported_as_the_row_of_the_history() -> None:
         assert min(row["train_s"], row["eval_s"], row["grad_norm_max"]) > 0
 
 
-@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("norm", ["batch", "group", "evonorm_b0"])
 def test_the_returned_model_has_the_weights_of_the_best_epoch(norm: str) -> None:
     data = misleading_data()
     config = tiny_config(model=replace(TINY, norm=norm), lr_schedule=schedule("constant"))
@@ -437,6 +424,55 @@ def test_the_returned_model_has_the_weights_of_the_best_epoch(norm: str) -> None
     assert scores == (outcome.best["val_loss"], outcome.best["val_accuracy"])
     key = [(row["val_metric"], -row["val_loss"]) for row in outcome.history]
     assert outcome.best is outcome.history[key.index(max(key))]
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "auc", "f1"])
+def test_the_metric_is_that_of_scikit_learn_and_the_accuracy_stays(metric: str) -> None:
+    data = device_data(num_val=40)
+    config = tiny_config(model=SMOOTH, optimizer=OptimizerConfig(lr=0.02), lr_schedule=schedule("constant"))
+    rows: list[Row] = []
+    outcome = run_experiment(config, data, seed=0, max_epochs=3, metric=metric, report=rows.append)
+    logits, labels = eval_model(outcome.model, data.val_images), data.val_labels.numpy()
+    expected = {
+        "accuracy": float((logits.argmax(1).numpy() == labels).mean()),
+        "auc": roc_auc_score(labels, logits.softmax(1)[:, 1].numpy()),
+        "f1": f1_score(labels, logits.argmax(1).numpy(), average="macro"),
+    }
+    assert len({round(value, 4) for value in expected.values()}) == 3, "they have to differ to show anything"
+    assert outcome.best["val_metric"] == pytest.approx(expected[metric], abs=1e-6)
+    assert outcome.best["val_accuracy"] == pytest.approx(expected["accuracy"])
+    assert rows[-1]["best_val_metric"] == max(row["val_metric"] for row in rows) == outcome.best["val_metric"]
+
+
+def test_best_weights_and_patience_follow_the_metric_and_not_the_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [0.2, 0.8, 0.5, 0.8, 0.3, 0.1, 0.1]
+    kept = []
+
+    def given(metric: str, logits: Tensor, labels: Tensor) -> float:
+        kept.append(logits)
+        return values[len(kept) - 1]
+
+    monkeypatch.setattr("cifar_ray.loop.ranking_metric", given)
+    data = misleading_data()  # by accuracy, the first epoch would be the best
+    config = tiny_config(lr_schedule=schedule("constant"))
+    outcome = run_experiment(config, data, seed=0, max_epochs=7, metric="auc", patience=3)
+    accuracies = [row["val_accuracy"] for row in outcome.history]
+    assert max(accuracies) == accuracies[0] > accuracies[1]
+    assert [row["val_metric"] for row in outcome.history] == values[: len(outcome.history)]
+    # Of two epochs alike in the metric the one of lower loss is the best.
+    best = min((2, 4), key=lambda epoch: outcome.history[epoch - 1]["val_loss"])
+    assert outcome.best["epoch"] == best
+    assert len(outcome.history) == best + 3
+    assert [row["best_val_metric"] for row in outcome.history] == [0.2] + [0.8] * (best + 2)
+    assert torch.equal(eval_model(outcome.model, data.val_images), kept[best - 1])
+
+
+def test_a_metric_that_validation_does_not_have_is_told() -> None:
+    data = device_data()
+    data = replace(data, val_labels=torch.zeros_like(data.val_labels))
+    with pytest.raises(InputError, match="auc"):
+        run_experiment(tiny_config(), data, seed=0, max_epochs=1, metric="auc")
+    assert run_experiment(tiny_config(), data, seed=0, max_epochs=1, metric="f1").history
 
 
 def test_the_model_carries_the_normalisation_of_the_training_images() -> None:
@@ -504,112 +540,3 @@ def test_a_padding_wider_than_the_image_trains() -> None:
 def test_a_batch_that_cannot_be_divided_over_the_ranks_is_told() -> None:
     with pytest.raises(InputError, match="batch_size 16 cannot be divided over 3"):
         run_experiment(tiny_config(), device_data(), seed=0, max_epochs=1, ranks=Ranks(0, 3))
-
-
-# ---- two processes ----
-
-PARALLEL = tiny_config(
-    model=SMOOTH, lr_schedule=schedule("cosine"), optimizer=OptimizerConfig(lr=0.02), label_smoothing=0.1
-)
-AUGMENTED = tiny_config(model=replace(TINY, dropout=0.2), augment=AugmentConfig(crop_padding=1, flip=True, cutout=2))
-COUNTS = (1, 2, 7, 1013)
-DIVERGING = tiny_config(model=replace(TINY, norm="none"), optimizer=OptimizerConfig(lr=1e30))
-
-
-def numbered_images(count: int) -> Tensor:
-    generator = torch.Generator().manual_seed(count)
-    return torch.randint(0, 256, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
-
-
-def fresh_model() -> nn.Module:
-    torch.manual_seed(0)
-    return build_model(PARALLEL, num_classes=2, channels=1, image_size=8)
-
-
-def train_as_rank(rank: int, folder: str) -> None:
-    """What one of the two processes does; the test process reads the file that it leaves."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    ranks = Ranks(rank, 2)
-    data = device_data()
-    found: dict[str, Any] = {}
-    for name, config in (("plain", PARALLEL), ("augmented", AUGMENTED)):
-        outcome = run_experiment(config, data, seed=3, max_epochs=3, ranks=ranks)
-        found[name] = {"weights": outcome.model.state_dict(), "history": outcome.history, "best": outcome.best}
-    found["random state"] = torch.initial_seed()
-    found["batches"] = recorded_batches(21, 8, torch.arange(21), ranks)
-    for count in COUNTS:
-        found[f"logits {count}"] = eval_model(fresh_model(), numbered_images(count), ranks)
-    try:
-        run_experiment(DIVERGING, data, seed=3, max_epochs=3, ranks=ranks)
-    except NonFiniteLossError as error:
-        found["error"] = str(error)
-    torch.save(found, os.path.join(folder, f"rank{rank}.pt"))
-    dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def found_by_rank(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What two processes found together; started once, since they take longer to start than to train."""
-    folder: Path = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(train_as_rank, (str(folder),), nprocs=2)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
-
-
-def test_two_ranks_train_the_same_model_as_one_process(found_by_rank: list[dict[str, Any]]) -> None:
-    alone = run_experiment(PARALLEL, device_data(), seed=3, max_epochs=3)
-    weights = alone.model.state_dict()
-    start = fresh_model().state_dict()
-    assert not torch.allclose(weights["network.classifier.weight"], start["network.classifier.weight"], atol=1e-2)
-    for found in found_by_rank:
-        together = found["plain"]
-        for name, tensor in weights.items():
-            torch.testing.assert_close(together["weights"][name], tensor, rtol=0, atol=1e-5, msg=name)
-        for row, expected in zip(together["history"], alone.history, strict=True):
-            for key in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "grad_norm_max"):
-                assert row[key] == pytest.approx(expected[key], abs=1e-4), key
-
-
-def test_each_rank_takes_its_share_of_a_batch_and_augments_it_in_its_own_way(
-    found_by_rank: list[dict[str, Any]],
-) -> None:
-    first, second = (found["batches"] for found in found_by_rank)
-    assert [len(batch) for batch in first + second] == [4] * 4
-    together = [sorted(one + other) for one, other in zip(first, second, strict=True)]
-    assert together == [list(range(8)), list(range(8, 16))]
-    assert found_by_rank[0]["random state"] != found_by_rank[1]["random state"]
-
-
-@pytest.mark.parametrize("name", ["plain", "augmented"])
-def test_both_ranks_end_with_the_same_model_and_history(found_by_rank: list[dict[str, Any]], name: str) -> None:
-    first, second = (found[name] for found in found_by_rank)
-    different = [key for key in first["weights"] if not torch.equal(first["weights"][key], second["weights"][key])]
-    assert not different
-    own = ("grad_norm_max",)  # equal up to the order of a sum
-    for row, other in zip(without_times(first["history"]), without_times(second["history"]), strict=True):
-        assert {k: v for k, v in row.items() if k not in own} == {k: v for k, v in other.items() if k not in own}
-
-
-@pytest.mark.parametrize("name", ["plain", "augmented"])
-def test_a_model_of_two_ranks_scores_what_its_best_row_says(found_by_rank: list[dict[str, Any]], name: str) -> None:
-    # Batch norm gathers its statistics on every rank for itself, and only the first rank's model is saved.
-    config = {"plain": PARALLEL, "augmented": AUGMENTED}[name]
-    found = found_by_rank[0][name]
-    data = device_data()
-    model = build_model(config, num_classes=2, channels=1, image_size=8)
-    model.load_state_dict(found["weights"])
-    loss, accuracy = loss_and_accuracy(eval_model(model, data.val_images), data.val_labels)
-    assert loss == pytest.approx(found["best"]["val_loss"], abs=1e-5)
-    assert accuracy == pytest.approx(found["best"]["val_accuracy"], abs=1e-6)
-
-
-@pytest.mark.parametrize("count", COUNTS)
-def test_two_ranks_score_every_image_in_its_place(found_by_rank: list[dict[str, Any]], count: int) -> None:
-    alone = eval_model(fresh_model(), numbered_images(count))
-    assert len({tuple(row) for row in alone.tolist()}) == count
-    for found in found_by_rank:
-        torch.testing.assert_close(found[f"logits {count}"], alone, rtol=1e-4, atol=1e-5)
-
-
-def test_a_loss_that_is_no_number_ends_the_run_on_both_ranks(found_by_rank: list[dict[str, Any]]) -> None:
-    assert found_by_rank[0]["error"] == found_by_rank[1]["error"]

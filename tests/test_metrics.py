@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
+from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 
-from cifar_ray.metrics import auc_macro_ovr, loss_and_accuracy
+from cifar_ray.metrics import auc_macro_ovr, f1_macro, loss_and_accuracy, ranking_metric
 
 
 def sampled(kind: str, count: int, num_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -52,6 +52,45 @@ def test_the_auc_is_one_where_every_image_is_right_and_a_half_where_nothing_is_k
 def test_there_is_no_auc_where_a_class_is_absent_or_alone(labels: list[int], num_classes: int) -> None:
     probabilities = torch.full((len(labels), num_classes), 1 / num_classes)
     assert auc_macro_ovr(probabilities, torch.tensor(labels)) is None
+
+
+@pytest.mark.parametrize("kind", ["random", "skewed"])
+@pytest.mark.parametrize("num_classes", [2, 3, 10])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_f1_is_that_of_scikit_learn(kind: str, num_classes: int, seed: int) -> None:
+    probabilities, labels = sampled(kind, 200, num_classes, seed)
+    expected = f1_score(labels, probabilities.argmax(1), average="macro")
+    assert f1_macro(torch.from_numpy(probabilities), torch.from_numpy(labels)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "labels", "expected"),
+    [
+        ([0, 1, 2], [0, 1, 2], 1.0),
+        ([1, 0], [0, 1], 0.0),
+        ([0, 0, 0, 1], [0, 0, 1, 1], (0.8 + 2 / 3) / 2),
+        ([0, 0], [0, 0], 1.0),  # classes 1 and 2 are nowhere: they do not count
+        ([0, 2], [0, 0], (2 / 3 + 0.0) / 2),  # class 2 is predicted, so it does
+    ],
+)
+def test_the_f1_of_a_few_images_is_what_was_worked_out_by_hand(
+    predicted: list[int], labels: list[int], expected: float
+) -> None:
+    assert f1_macro(torch.eye(3)[predicted], torch.tensor(labels)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_models_are_ranked_by_is_the_metric_of_that_name(seed: int) -> None:
+    probabilities, label_array = sampled("random", 200, 3, seed)
+    # Between 0 and 1, where torchmetrics would take logits for probabilities.
+    logits, labels = torch.from_numpy(probabilities).log(), torch.from_numpy(label_array)
+    logits = (logits - logits.min()) / (logits.max() - logits.min())
+    assert ranking_metric("accuracy", logits, labels) == loss_and_accuracy(logits, labels)[1]
+    assert ranking_metric("f1", logits, labels) == f1_macro(logits, labels)
+    odds = np.exp(logits.double().numpy())
+    expected = roc_auc_score(label_array, odds / odds.sum(1, keepdims=True), multi_class="ovr", average="macro")
+    assert ranking_metric("auc", logits, labels) == pytest.approx(expected, abs=1e-5)
+    assert ranking_metric("auc", logits, torch.zeros_like(labels)) is None
 
 
 @pytest.mark.parametrize("num_classes", [2, 10])

@@ -1,22 +1,11 @@
 """A convolutional network from scratch, its architecture given by :class:`~cifar_ray.config.CNNConfig`."""
 
-import math
-
 from torch import Tensor, nn
 
 from cifar_ray.config import CNNConfig
+from cifar_ray.models.norms import make_norm
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "mish": nn.Mish, "silu": nn.SiLU, "gelu": nn.GELU}
-
-
-def make_norm(name: str, channels: int) -> nn.Module:
-    """Normalisation over `channels`; group norm uses 8 groups, or fewer where they would not divide the channels."""
-    if name == "batch":
-        return nn.BatchNorm2d(channels)
-    if name == "group":
-        groups = math.gcd(8, channels)
-        return nn.GroupNorm(groups // 2 if groups == channels > 1 else groups, channels)
-    return nn.Identity()
 
 
 class ConvBlock(nn.Module):
@@ -24,21 +13,22 @@ class ConvBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, pool: bool, config: CNNConfig) -> None:
         super().__init__()
-        placement = config.norm_placement
-        # A bias in front of a mean-subtracting norm would have no effect.
-        needs_bias = config.norm == "none" or placement != "before_activation"
+        evonorm = config.norm.startswith("evonorm")  # normalisation and activation in one
+        placement = "before_activation" if evonorm else config.norm_placement
+        # A bias in front of a mean-subtracting norm would have no effect; EvoNorms subtract no mean.
+        needs_bias = config.norm == "none" or evonorm or placement != "before_activation"
         conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=needs_bias)
-        activation = ACTIVATIONS[config.activation]()
+        activation: list[nn.Module] = [] if evonorm else [ACTIVATIONS[config.activation]()]
         norm = make_norm(config.norm, in_channels if placement == "before_conv" else out_channels)
         pooling: list[nn.Module] = [nn.MaxPool2d(2)] if pool else []
         around_norm = pooling + [norm] if config.pool_placement == "before_norm" else [norm] + pooling
         if placement == "before_activation":
-            layers = [conv, *around_norm, activation]
+            layers = [conv, *around_norm, *activation]
         elif placement == "after_activation":
-            layers = [conv, activation, *around_norm]
+            layers = [conv, *activation, *around_norm]
         else:
             # Pooling follows the convolution here: in front of it, the first block would see a quarter of the image.
-            layers = [norm, conv, *pooling, activation]
+            layers = [norm, conv, *pooling, *activation]
         if config.dropout > 0:
             layers.append(nn.Dropout2d(config.dropout))
         self.layers = nn.Sequential(*layers)
@@ -48,8 +38,15 @@ class ConvBlock(nn.Module):
         return x + self.layers(x) if self.residual else self.layers(x)
 
 
+def make_pool(name: str) -> nn.Module:
+    """Pooling of `CNNConfig.head_pool`: (B, C, H, W) -> (B, C, 1, 1), or unchanged where all pixels are kept."""
+    if name == "flatten":
+        return nn.Identity()
+    return nn.AdaptiveAvgPool2d(1) if name == "avg" else nn.AdaptiveMaxPool2d(1)
+
+
 class CNN(nn.Module):
-    """Stages of blocks, global pooling, and a linear classifier: (B, C, H, W) floats -> logits (B, num_classes)."""
+    """Stages of blocks, then pooling and dense layers: (B, C, H, W) floats -> logits (B, num_classes)."""
 
     def __init__(self, config: CNNConfig, num_classes: int, channels: int, image_size: int) -> None:
         super().__init__()
@@ -62,9 +59,15 @@ class CNN(nn.Module):
                 channels = width
                 size = size // 2 if pool else size
         self.blocks = nn.Sequential(*blocks)
-        self.pool = nn.AdaptiveAvgPool2d(1) if config.head_pool == "avg" else nn.AdaptiveMaxPool2d(1)
+        self.pool = make_pool(config.head_pool)
+        num_features = channels * size**2 if config.head_pool == "flatten" else channels
+        hidden: list[nn.Module] = []
+        if config.head_hidden:
+            hidden = [nn.Linear(num_features, config.head_hidden), ACTIVATIONS[config.activation]()]
+            num_features = config.head_hidden
+        self.hidden = nn.Sequential(*hidden)
         self.dropout = nn.Dropout(config.head_dropout)
-        self.classifier = nn.Linear(channels, num_classes)
+        self.classifier = nn.Linear(num_features, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -72,4 +75,5 @@ class CNN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(x)  # (B, D, H', W')
         x = self.pool(x).flatten(1)  # (B, D)
+        x = self.hidden(x)
         return self.classifier(self.dropout(x))
