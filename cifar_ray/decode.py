@@ -1,12 +1,14 @@
-"""One encoded image of any size and mode to one array."""
+"""Encoded images of any size and mode to arrays."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -14,6 +16,9 @@ from cifar_ray.config import InputError
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
+
+Encoded = TypeVar("Encoded", bound="bytes | Path")
+T = TypeVar("T")
 
 IMAGE_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # Pillow also opens EPS, by running Ghostscript
 
@@ -44,6 +49,38 @@ def decode_image(data: bytes | Path, resize: dict[str, Any], name: str | None = 
         with suppress(Exception):  # nothing is wrong with the pixels of an image whose EXIF block is damaged
             ImageOps.exif_transpose(image, in_place=True)
         return to_array(fit_square(_to_8_bits(image, resize["channels"]), size))
+
+
+@contextmanager
+def map_images(
+    function: Callable[[str, Encoded], T], images: Iterable[tuple[str, Encoded]]
+) -> Iterator[Iterator[T | InputError]]:
+    """Apply `function` to every (name, encoded image) in threads; give its results, or InputErrors, in order.
+
+    A few hundred images are read ahead, so that any number of them fits into memory.
+    """
+
+    def run(chunk: list[tuple[str, Encoded]]) -> list[T | InputError]:
+        results: list[T | InputError] = []
+        for name, data in chunk:
+            try:
+                results.append(function(name, data))
+            except InputError as error:
+                results.append(error)
+        return results
+
+    def results() -> Iterator[T | InputError]:
+        rest = iter(images)
+        while batch := list(itertools.islice(rest, 512)):
+            yield from itertools.chain.from_iterable(pool.map(run, (batch[i : i + 8] for i in range(0, len(batch), 8))))
+
+    pool = ThreadPoolExecutor()  # Pillow lets go of the interpreter lock while it decodes and resizes
+    try:
+        yield results()
+    finally:
+        # A reader may stop half-way. The garbage collector would end the pool in any thread, also in one that holds a
+        # lock which the end of another thread needs, and then wait for ever.
+        pool.shutdown(cancel_futures=True)
 
 
 def read_header(name: str, data: Path | bytes) -> tuple[bool, tuple[int, int]]:

@@ -11,26 +11,23 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from cifar_ray.config import InputError
-from cifar_ray.decode import decode_image, one_line, read_header
+from cifar_ray.decode import decode_image, map_images, one_line, read_header
 
 logger = logging.getLogger(__name__)
 
 MAX_NATIVE_SIZE = 64  # larger images are resized unless the user asks for their size
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
 SPLIT_NAMES = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
-CACHE_VERSION = 1  # raise it whenever the same files would decode to other pixels
-
-T = TypeVar("T")
+CACHE_VERSION = 1  # raise it whenever the same files would give other pixels or labels
 
 
 @dataclass(frozen=True)
@@ -86,8 +83,6 @@ def load_folder(root: Path, image_size: int | None, auto_size: int, skip_bad_ima
         # Here as well, since skipping may have emptied a class; before it is cached, so that no cached copy needs this.
         _check_classes(root, {name: split.labels for name, split in decoded.splits.items()}, class_names)
         _write_cache(entry, decoded)
-    if decoded.bad_images:
-        logger.warning("%s: left out %d unreadable images", root, len(decoded.bad_images))
     return decoded
 
 
@@ -232,8 +227,10 @@ def _decode(
     skip_bad_images: bool,
 ) -> Decoded:
     # All headers first, since together they decide how each image is decoded. Damaged ones are reported below.
-    results = [header for split in splits.values() for header in _map_images(read_header, split)]
-    headers = {header for header in results if not isinstance(header, InputError)}
+    headers: set[tuple[bool, tuple[int, int]]] = set()
+    for split in splits.values():
+        with map_images(read_header, split.images()) as results:
+            headers.update(header for header in results if not isinstance(header, InputError))
     sides = {side for _, size in headers for side in size}
     native = image_size is None and len(sides) == 1 and max(sides) <= MAX_NATIVE_SIZE
     size = max(sides) if native else image_size or auto_size
@@ -244,33 +241,16 @@ def _decode(
     for split_name, split in splits.items():
         images = np.empty((len(split.labels), channels, size, size), dtype=np.uint8)
         good = np.zeros(len(split.labels), dtype=bool)
-        for i, image in enumerate(_map_images(lambda name, data: decode_image(data, resize, name), split)):
-            if not isinstance(image, InputError):
-                images[i], good[i] = image, True
-            elif skip_bad_images:
-                bad.append(str(image))
-            else:
-                raise InputError(f"{image}; repair or remove it, or pass --skip-bad-images")
+        with map_images(lambda name, data: decode_image(data, resize, name), split.images()) as results:
+            for i, image in enumerate(results):
+                if not isinstance(image, InputError):
+                    images[i], good[i] = image, True
+                elif skip_bad_images:
+                    bad.append(str(image))
+                else:
+                    raise InputError(f"{image}; repair or remove it, or pass --skip-bad-images")
         decoded[split_name] = Images(images, split.labels) if good.all() else Images(images[good], split.labels[good])
     return Decoded(decoded, class_names, resize, tuple(bad))
-
-
-def _map_images(function: Callable[[str, Path | bytes], T], split: _Encoded) -> Iterator[T | InputError]:
-    """Apply `function` to every (name, encoded image) in threads; yield its results, or errors, in order."""
-
-    def run(chunk: list[tuple[str, Path | bytes]]) -> list[T | InputError]:
-        results: list[T | InputError] = []
-        for name, data in chunk:
-            try:
-                results.append(function(name, data))
-            except InputError as error:
-                results.append(error)
-        return results
-
-    images = split.images()
-    with ThreadPoolExecutor() as pool:  # Pillow lets go of the interpreter lock while it decodes and resizes
-        while batch := list(itertools.islice(images, 512)):
-            yield from itertools.chain.from_iterable(pool.map(run, (batch[i : i + 8] for i in range(0, len(batch), 8))))
 
 
 def cache_folder() -> Path:
@@ -279,17 +259,24 @@ def cache_folder() -> Path:
 
 
 def _cache_key(root: Path, splits: dict[str, _Encoded], *settings: Any) -> str:
-    """Name what decoding gives: the files, as far as the file system tells them apart, and how they are decoded."""
+    """Name what decoding gives: the content of the files, and how they are decoded.
+
+    Not their size and time: where both are fixed (uncompressed images, unpacked with the times of their archive) other
+    images would pass for these. Reading all of them takes a few hundredths of the time that decoding them does.
+    """
     import PIL
 
     sha = hashlib.sha256(repr((CACHE_VERSION, PIL.__version__, str(root), settings)).encode())
     for split, encoded in splits.items():
-        sha.update(encoded.labels.data)
-        for file in encoded.files:
-            with suppress(OSError):  # a dead link: decoding will name it
-                stat = file.stat()
-                sha.update(repr((split, os.path.relpath(file, root), stat.st_size, stat.st_mtime_ns)).encode())
+        with map_images(_digest, ((os.path.relpath(file, root), file) for file in encoded.files)) as digests:
+            sha.update(repr((split, *digests)).encode())
     return sha.hexdigest()[:32]
+
+
+def _digest(name: str, file: Path) -> tuple[str, bytes]:
+    with suppress(OSError), file.open("rb") as stream:
+        return name, hashlib.file_digest(stream, "sha256").digest()
+    return name, b""  # a dead link, say: decoding will name it
 
 
 def _read_cache(entry: Path, class_names: tuple[str, ...]) -> Decoded | None:
