@@ -18,6 +18,7 @@ from cifar_ray.data import load_data
 from cifar_ray.progress import Console
 from cifar_ray.results import RunFolder
 from cifar_ray.runtime import output_to_file, ray_session, temporary_folder
+from cifar_ray.space import Space
 from cifar_ray.trial import TrialSettings
 from cifar_ray.watch import SearchWatch
 
@@ -40,11 +41,11 @@ def main() -> None:
         output_to_file(temp / "ray.log"),
         ray_session(temp, num_cpus=SLOTS),
     ):
-        study = search.create_study(Path(run) / "study.journal", "tpe", seed=0)
-        watch = SearchWatch(RunFolder(Path(run)), console, NUM_TRIALS, SLOTS)
-        space = search.Space("trivial", trivial)
+        study = search.open_study(Path(run) / "study.journal", "trivial", "tpe", seed=0)
+        watch = SearchWatch(RunFolder(Path(run)), console, NUM_TRIALS, SLOTS, {})
+        space = Space("trivial", trivial)
         searcher = search.StudySearcher(study, space, task, NUM_TRIALS, 0, watch)
-        settings = TrialSettings([ray.put(data.training_arrays())], 10, 3, 3, 1)
+        settings = TrialSettings([ray.put(data.training_arrays())], 10, 3, 3, "accuracy", 1)
         began = time.monotonic()
         search.run_search(searcher, settings, {"CPU": 1, "GPU": 0}, temp)
         wall = time.monotonic() - began

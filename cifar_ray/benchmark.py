@@ -14,7 +14,7 @@ from ray.util import ActorPool
 from cifar_ray.checkpoint import unpack_model
 from cifar_ray.config import TrialConfig
 from cifar_ray.loop import eval_model
-from cifar_ray.metrics import auc_macro_ovr, loss_and_accuracy
+from cifar_ray.metrics import auc_macro_ovr, f1_macro, loss_and_accuracy
 from cifar_ray.models import Classifier
 
 MAX_ROUNDS = 3
@@ -50,6 +50,7 @@ class Score:
     test_accuracy: float
     test_loss: float
     test_auc_macro_ovr: float | None
+    test_f1_macro: float
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ class Scorer:
         logits = eval_model(model.build(self.device), self.images)
         loss, accuracy = loss_and_accuracy(logits, self.labels)
         probabilities = logits.softmax(1)
-        return key, Score(probabilities.cpu().numpy(), accuracy, loss, auc_macro_ovr(probabilities, self.labels))
+        auc, f1 = auc_macro_ovr(probabilities, self.labels), f1_macro(logits, self.labels)
+        return key, Score(probabilities.cpu().numpy(), accuracy, loss, auc, f1)
 
 
 @ray.remote

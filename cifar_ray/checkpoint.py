@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cifar_ray.config import InputError, TrialConfig, trial_config
 from cifar_ray.models import Classifier, build_model
+from cifar_ray.results import write_bytes, write_json
 
 
 def pack_weights(model: Classifier) -> bytes:
@@ -28,9 +29,8 @@ def save_model(folder: Path, weights: bytes, config: TrialConfig, card: dict[str
         config: what the model was trained from.
         card: what else belongs to it: `class_names` and `resize` (`channels`, `image_size`, `rule`) are needed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.safetensors").write_bytes(weights)
-    (folder / "config.json").write_text(json.dumps({"config": config.to_dict(), **card}, indent=2) + "\n")
+    write_bytes(folder / "model.safetensors", weights)
+    write_json(folder / "config.json", {"config": config.to_dict(), **card})  # last: where it is, the model is whole
 
 
 def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Classifier:
@@ -40,15 +40,30 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Classi
         InputError: the folder is no saved model, or its weights do not fit its configuration.
     """
     folder = Path(folder)
+    weights, config, card = read_model(folder)
+    try:
+        return unpack_model(weights, config, card).to(device)
+    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise _not_a_model(folder, error) from None
+
+
+def read_model(folder: Path) -> tuple[bytes, TrialConfig, dict[str, Any]]:
+    """Return what a model folder holds: packed weights, configuration, and its card (see :func:`save_model`).
+
+    Raises:
+        InputError: the folder is no saved model.
+    """
     try:
         card = json.loads((folder / "config.json").read_text())
-        weights = (folder / "model.safetensors").read_bytes()
-        return unpack_model(weights, trial_config(card["config"], str(folder)), card).to(device)
+        return (folder / "model.safetensors").read_bytes(), trial_config(card.pop("config"), str(folder)), card
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        message = " ".join(str(error).split())
-        raise InputError(f"{folder}: not a saved model: {message:.200}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _not_a_model(folder, error) from None
+
+
+def _not_a_model(folder: Path, error: Exception) -> InputError:
+    return InputError(f"{folder}: not a saved model: {' '.join(str(error).split()):.200}")
 
 
 def unpack_model(weights: bytes, config: TrialConfig, card: dict[str, Any]) -> Classifier:

@@ -5,24 +5,36 @@ import dataclasses
 import sys
 import typing
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from cifar_ray.config import InputError
 
-Settings = TypeVar("Settings")
 
+def flag(
+    default: Any,
+    help: str,
+    parse: Callable[[str], Any] = str,
+    metavar: str | None = None,
+    positional: bool = False,
+) -> Any:
+    """Declare a field of a settings dataclass.
 
-def flag(default: Any, help: str, parse: Callable[[str], Any] | None = None, metavar: str | None = None) -> Any:
-    """Declare a field of a settings dataclass; `parse` turns the text into a value and raises ValueError."""
-    return dataclasses.field(default=default, metadata={"help": help, "parse": parse, "metavar": metavar})
+    Args:
+        default: shown by `--help`, unless None. A tuple may be given several times.
+        help: one line.
+        parse: turns the text into a value; its ValueError is told to the user.
+        metavar: stands for the value in `--help`.
+        positional: the value stands alone, without a flag, and is required.
+    """
+    metadata = {"help": help, "parse": parse, "metavar": metavar, "positional": positional}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
     """Return a parser of whole numbers from `minimum` on."""
 
     def parse(text: str) -> int:
-        if not text.lstrip("-").isdigit() or int(text) < minimum:
+        if not text.removeprefix("-").isdecimal() or int(text) < minimum:
             raise ValueError(f"must be a whole number of at least {minimum}, not {text!r}")
         return int(text)
 
@@ -45,31 +57,41 @@ class _OneLineParser(argparse.ArgumentParser):
         raise InputError(f"{message} (see --help)")
 
 
-def parse_flags(settings: type[Settings], command: str, argv: Sequence[str]) -> Settings:
-    """Parse `argv` into the dataclass `settings`; its docstring is the command's description.
+def parse_flags(settings: type, command: str, argv: Sequence[str]) -> dict[str, Any]:
+    """Parse `argv` into values for the fields of the dataclass `settings`: those that are given, and no others.
+
+    The docstring of the dataclass is the command's description.
 
     Raises:
         InputError: an unknown flag or a bad value; the message names it.
     """
     parser = _OneLineParser(prog=f"python -m cifar_ray.{command}", description=settings.__doc__, allow_abbrev=False)
     hints = typing.get_type_hints(settings)
-    fields = {field.name: field for field in dataclasses.fields(settings)}  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(settings)}
+    options = {name: name if f.metadata["positional"] else "--" + name.replace("_", "-") for name, f in fields.items()}
     for name, field in fields.items():
-        option = "--" + name.replace("_", "-")
+        several = isinstance(field.default, tuple)
+        keywords: dict[str, Any] = {"help": field.metadata["help"], "metavar": field.metadata["metavar"]}
         if hints[name] is bool:
-            parser.add_argument(option, action="store_true", help=field.metadata["help"])
-            continue
-        text = field.metadata["help"] + ("" if field.default is None else " (default: %(default)s)")
-        parser.add_argument(option, default=field.default, help=text, metavar=field.metadata["metavar"])
-    given = vars(parser.parse_args(argv))
-    for name, field in fields.items():
-        if isinstance(given[name], str) and given[name] is not field.default:
-            parse = field.metadata["parse"] or (Path if Path in typing.get_args(hints[name]) else str)
-            try:
-                given[name] = parse(given[name])
-            except ValueError as error:
-                raise InputError(f"--{name.replace('_', '-')}: {error}") from None
-    return settings(**given)
+            keywords = {"action": "store_true", "default": argparse.SUPPRESS, "help": field.metadata["help"]}
+        elif field.metadata["positional"]:
+            keywords |= {"nargs": "+"} if several else {}
+        else:
+            shown = "" if field.default is None or several else f" (default: {field.default})"
+            keywords |= {"default": argparse.SUPPRESS, "help": field.metadata["help"] + shown}
+            keywords |= {"action": "append"} if several else {}
+        parser.add_argument(options[name], **keywords)
+    given = vars(parser.parse_intermixed_args(argv))  # `predict MODEL a.png --json b.png` as well
+    for name, value in given.items():
+        parse = fields[name].metadata["parse"]
+        try:
+            if isinstance(value, list):
+                given[name] = tuple(parse(text) for text in value)
+            elif isinstance(value, str):
+                given[name] = parse(value)
+        except ValueError as error:
+            raise InputError(f"{options[name]}: {error}") from None
+    return given
 
 
 def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:

@@ -60,7 +60,9 @@ def _zoom(axes: Any, values: Sequence[float]) -> None:
 
 def search_figure(trials: Sequence[Row], metric: str) -> Any:
     """Best validation value so far over finished trials, and each trial's own by its state; None without values."""
-    order = sorted(trials, key=lambda trial: trial.get("ended_s") or 0.0)
+    # Configurations over a limit take no time, and there can be more of them than of all others.
+    feasible = [trial for trial in trials if trial["state"] != "infeasible"]
+    order = sorted(feasible, key=lambda trial: trial.get("ended_s") or 0.0)
     values = [best_value(trial) if trial["state"] in TRIED else None for trial in order]
     known = [value for value in values if value is not None]
     if not known:
@@ -74,7 +76,6 @@ def search_figure(trials: Sequence[Row], metric: str) -> Any:
     looks = {
         "complete": ("o", COLOURS[0]),
         "pruned": ("v", COLOURS[4]),
-        "infeasible": ("s", GREY),
         "failed": ("X", COLOURS[1]),
     }
     for state, (marker, colour) in looks.items():

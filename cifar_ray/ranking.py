@@ -74,6 +74,7 @@ class ConfigSummary:
     val_accuracy: Interval
     test_accuracy: Interval
     test_auc: Interval
+    test_f1: Interval
     num_params: int | None
     size_mb: float | None
     latency_ms_p50: float | None
@@ -103,6 +104,7 @@ def summarise(rows: Iterable[Row]) -> list[ConfigSummary]:
     for config, group in groups.items():
         best = min(group, key=lambda row: _rank_key(row.get("val_metric"), row.get("val_loss"), row.get("seed")))
         fields: dict[str, Any] = {"test_auc": mean_interval(row.get("test_auc_macro_ovr") for row in group)}
+        fields["test_f1"] = mean_interval(row.get("test_f1_macro") for row in group)
         for name in ("val_metric", "val_loss", "val_accuracy", "test_accuracy"):
             fields[name] = mean_interval(row.get(name) for row in group)
         for name in ("family", "trial", "num_params", "size_mb", "latency_ms_p50", "latency_ms_p95", "images_per_s"):

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from cifar_ray import results
 from cifar_ray.figures import FIGURE_STYLE
-from cifar_ray.ranking import ConfigSummary, percent
-from cifar_ray.results import RunFolder
+from cifar_ray.ranking import ConfigSummary, best_value, percent
+from cifar_ray.results import Row, RunFolder
 from cifar_ray.sections import Records, Section, decimals, facts_of, headline_of, sections_of, short
 
 
@@ -35,8 +35,24 @@ def results_table(summaries: Sequence[ConfigSummary], metric: str = "accuracy") 
         val = percent(one.val_accuracy) if metric == "accuracy" else decimals(one.val_metric.mean)
         numbers = [short(one.num_params), short(one.latency_ms_p50), short(one.images_per_s), str(len(one.models))]
         rows.append([str(rank), one.config, val, percent(one.test_accuracy), *numbers])
+    return _text_table(rows)
+
+
+def trials_table(trials: Sequence[Row], metric: str, num_shown: int = 5) -> str:
+    """The best trials of a search that has not come to final models, as a plain-text table of at most 80 columns."""
+    tried = [trial for trial in trials if best_value(trial) is not None]
+    tried.sort(key=lambda trial: -best_value(trial))
+    rows = [["#", "trial", "state", "epochs", f"val {metric}", "params"]]
+    for rank, one in enumerate(tried[:num_shown], start=1):
+        cells = [str(one["epochs"]), decimals(best_value(one)), short(one.get("num_params"))]
+        rows.append([str(rank), one["name"], one["state"], *cells])
+    return _text_table(rows)
+
+
+def _text_table(rows: list[list[str]]) -> str:
+    """Rows under a header as text; the second column, a name, is cut where the whole would be wider than 80 columns."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    widths[1] = min(widths[1], 80 - 2 * (len(header) - 1) - (sum(widths) - widths[1]))
+    widths[1] = min(widths[1], 80 - 2 * (len(widths) - 1) - (sum(widths) - widths[1]))
     lines = []
     for row in rows:
         name = row[1] if len(row[1]) <= widths[1] else row[1][: widths[1] - 1] + "…"

@@ -29,7 +29,7 @@ HISTORY_COLUMNS = (
 RESULTS_COLUMNS = (
     "model", "family", "trial", "seed", "train_accuracy", "val_accuracy", "test_accuracy", "test_loss",
     "test_auc_macro_ovr", "num_params", "size_mb", "latency_ms_p50", "latency_ms_p95", "images_per_s",
-    "config", "val_metric", "val_loss", "epochs", "best_epoch", "train_s", "training_seed",
+    "config", "test_f1_macro", "val_metric", "val_loss", "epochs", "best_epoch", "train_s", "training_seed",
     "device", "threads", "torch",
 )
 LATENCY_COLUMNS = (
@@ -66,6 +66,10 @@ class RunFolder:
     def model(self, name: str) -> Path:
         """Folder of one final model, such as `trial-0012-seed2`."""
         return self.models / name
+
+    def is_saved(self, name: str) -> bool:
+        """Whether the final model `name` stands there, whole."""
+        return (self.model(name) / "config.json").exists()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Ray on this machine: a private session in a temporary folder, quiet, and always shut down."""
+"""Ray: a private session on this machine, or a running cluster that is joined; quiet, and left again in any case."""
 
 import contextlib
 import os
@@ -6,12 +6,13 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-# Ray reads these when it is imported or when its processes start.
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# Ray reads these when it is imported or when its processes start. On a cluster, Tune and Train hand on those that their
+# workers read.
 os.environ.update(
     # Trials use absolute paths and leave nothing behind: no need to move them into a folder of their own.
     RAY_CHDIR_TO_TRIAL_DIR="0",
@@ -26,12 +27,35 @@ os.environ.update(
     RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",
     RAY_TRAIN_METRICS_ENABLED="0",
     RAY_TRAIN_ENABLE_PRINT_PATCH="0",
+    # Final training waits for the devices that other runs on a cluster hold, as trials do; not 60 s, and then fails.
+    RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="86400",
     RAY_USAGE_STATS_ENABLED="0",
 )
 
+import grpc
 import ray
+from ray._private import services
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray._private.grpc_utils import init_grpc_channel
+from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
+from ray.core.generated.gcs_pb2 import GcsNodeInfo  # type: ignore[attr-defined]
+from ray.core.generated.gcs_service_pb2 import GetAllNodeInfoRequest  # type: ignore[attr-defined]
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+from ray.exceptions import AuthenticationError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cifar_ray.config import InputError
+
+ANSWER_S = 3.0
+"""How long a cluster has to answer. Ray itself would wait 20 to 60 s for one that is not there."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one machine offers."""
+
+    num_cpus: int
+    num_gpus: int
 
 
 @dataclass(frozen=True)
@@ -41,35 +65,142 @@ class Hardware:
     kind: str
     """`cuda` where Ray sees a GPU, else `cpu`."""
     name: str
-    """Of the GPU, else of the processor."""
+    """Of the GPU, else of the processor; of each kind, where the nodes differ."""
     num_cpus: int
+    """Of all nodes, as `num_gpus`."""
     num_gpus: int
+    nodes: tuple[Node, ...]
 
-    def slots(self, cpus_per_trial: int) -> int:
-        """How many trials of one device run side by side."""
-        by_cpus = self.num_cpus // cpus_per_trial
-        return min(self.num_gpus, by_cpus) if self.num_gpus else by_cpus
+    def slots(self, cpus_per_trial: int, gpus_per_trial: float) -> int:
+        """How many trials run side by side; each of them has to fit on one node."""
+        return sum(
+            min(
+                node.num_cpus // cpus_per_trial,
+                int(node.num_gpus / gpus_per_trial) if gpus_per_trial else node.num_cpus,
+            )
+            for node in self.nodes
+        )
 
-    def resources(self, cpus_per_trial: int) -> dict[str, float]:
+    @staticmethod
+    def resources(cpus_per_trial: int, gpus_per_trial: float) -> dict[str, float]:
         """What one trial takes, by Ray's names."""
-        return {"CPU": cpus_per_trial, "GPU": 1 if self.num_gpus else 0}
+        return {"CPU": cpus_per_trial, "GPU": gpus_per_trial}
 
 
 @contextlib.contextmanager
 def ray_session(temp_dir: Path, num_cpus: int | None = None) -> Iterator[Hardware]:
-    """Start Ray for the length of a `with` block, its sockets and logs in `temp_dir` (a short path).
+    """Join the cluster that RAY_ADDRESS names for the length of a `with` block; without it, start Ray and stop it.
 
-    It offers the CPUs and GPUs that it finds, or `num_cpus` CPUs.
+    A submitted job finds its cluster in the same way: Ray sets RAY_ADDRESS for it.
+
+    Args:
+        temp_dir: a short path, for the sockets and logs of a private session.
+        num_cpus: makes a private session, whatever RAY_ADDRESS says, and one that offers so many CPUs. Without it a
+            private session offers the CPUs and GPUs that it finds.
+
+    Raises:
+        InputError: the cluster cannot be joined.
     """
-    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, _temp_dir=str(temp_dir))
+    address = cluster_address() if num_cpus is None else None
+    if address is None:
+        # Nobody else can reach a private session; a cluster's own setting counts where one is joined.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        ray.init(
+            address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, _temp_dir=str(temp_dir)
+        )
+    else:
+        try:
+            ray.init(address=address, log_to_driver=False, runtime_env=_runtime_env())
+        except (ConnectionError, RuntimeError) as error:  # such as another version of Ray or of Python
+            raise _not_joined(address, str(error)) from error
     try:
-        total = ray.cluster_resources()
-        num_gpus = int(total.get("GPU", 0))
-        gpu_name = next((name.split(":")[1] for name in total if name.startswith("accelerator_type:")), "GPU")
-        kind, name = ("cuda", gpu_name) if num_gpus else ("cpu", _processor_name())
-        yield Hardware(kind, name, int(total["CPU"]), num_gpus)
+        yield _find_hardware()
     finally:
         ray.shutdown()
+
+
+def cluster_address() -> str | None:
+    """Return HOST:PORT of the cluster to join, once it has answered; None where RAY_ADDRESS names none.
+
+    Raises:
+        InputError: there is no such cluster, it refuses this machine's token, or this machine is no node of it.
+    """
+    wanted = os.environ.get("RAY_ADDRESS", "")
+    if wanted in ("", "local"):
+        return None
+    host, _, port = wanted.rpartition(":")
+    if wanted == "auto":
+        # As Ray does with `auto`, and with no other address: a token in the user's home counts.
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    elif not host or not port.isdigit() or "://" in wanted:
+        raise InputError(
+            f"--address: must be auto or HOST:PORT of a cluster that this machine is a node of, not {wanted!r}; "
+            "from any other machine use `ray job submit`"
+        )
+    try:
+        address = services.canonicalize_bootstrap_address_or_die(wanted)
+    except ConnectionError:
+        raise InputError(
+            "--address: auto finds no Ray cluster on this machine; start one with `ray start`, or leave --address out"
+        ) from None
+    channel = init_grpc_channel(address, options=GLOBAL_GRPC_OPTIONS)
+    try:
+        answer = NodeInfoGcsServiceStub(channel).GetAllNodeInfo(GetAllNodeInfoRequest(), timeout=ANSWER_S)
+    except AuthenticationError:
+        raise _not_joined(address, "RAY_AUTH_MODE is token, but no token is found; set RAY_AUTH_TOKEN_PATH") from None
+    except grpc.RpcError as error:
+        if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+            raise _not_joined(
+                address, "it asks for another token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH as its nodes do"
+            ) from None
+        raise _not_joined(
+            address, "nothing there answers as a Ray cluster does; give the address that `ray start --head` printed"
+        ) from None
+    finally:
+        channel.close()
+    alive = {node.node_id.hex() for node in answer.node_info_list if node.state == GcsNodeInfo.ALIVE}
+    if not alive & services.find_node_ids():
+        raise _not_joined(address, "this machine is no node of it; use `ray job submit`, or run this on a node")
+    return address
+
+
+def _not_joined(address: str, reason: str) -> InputError:
+    return InputError(f"--address: cannot join the Ray cluster at {address}: {reason}")
+
+
+def _runtime_env() -> dict[str, Any] | None:
+    """What the workers of a joined cluster need beyond what is installed there: the package as it stands here.
+
+    A submitted job brings its own: its working folder, or an image that holds the package.
+    """
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return None
+    return {"py_modules": [str(Path(__file__).parent)], "excludes": ["__pycache__"]}
+
+
+def _find_hardware() -> Hardware:
+    # Nodes without CPUs, as many heads are, run no trial.
+    entries = [entry for entry in ray.nodes() if entry["Alive"] and entry["Resources"].get("CPU", 0) >= 1]
+    nodes = [Node(int(entry["Resources"]["CPU"]), int(entry["Resources"].get("GPU", 0))) for entry in entries]
+    num_gpus = sum(node.num_gpus for node in nodes)
+    if num_gpus:
+        found = [name for entry in entries for name in entry["Resources"] if name.startswith("accelerator_type:")]
+        names = [name.split(":")[1] for name in found] or ["GPU"]
+    else:
+        names = _processor_names([entry["NodeID"] for entry in entries])
+    name = ", ".join(dict.fromkeys(names))
+    return Hardware("cuda" if num_gpus else "cpu", name, sum(node.num_cpus for node in nodes), num_gpus, tuple(nodes))
+
+
+def _processor_names(node_ids: Sequence[str]) -> list[str]:
+    here = ray.get_runtime_context().get_node_id()
+    task = ray.remote(num_cpus=0)(_processor_name)
+    there = [
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote()
+        for node_id in node_ids
+        if node_id != here
+    ]
+    return [_processor_name()] * (here in node_ids) + ray.get(there)
 
 
 def _processor_name() -> str:

@@ -1,20 +1,21 @@
 """The search: Ray Tune runs the trials, ASHA stops them, and an Optuna study draws them and remembers.
 
-The study is the record: what Tune is told about a trial ends up there, under the state that the trial deserves.
+The study is the record: what Tune is told about a trial ends up there, under the state that the trial deserves. A run
+that was interrupted, however it was, goes on from there.
 """
 
-import importlib.util
-import inspect
 import json
-import traceback
-from collections.abc import Callable, Iterator
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
 import optuna
+import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -22,12 +23,18 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 
-from cifar_ray.config import InputError, Task, TrialConfig, trial_config
+from cifar_ray.config import InputError, Task, TrialConfig
 from cifar_ray.loop import Row
+from cifar_ray.models import build_model, count_params
 from cifar_ray.results import DEFAULT
+from cifar_ray.space import Space, one_line
 from cifar_ray.trial import ROW, TrialSettings, train_trial
 
 REDUCTION_FACTOR = 3
+
+MAX_INFEASIBLE = 20
+"""Configurations over a limit, for each trial wanted, after which a search gives up."""
+
 RECORD = "record"
 """User attribute of a finished trial in the study: its record, one line of trials.jsonl."""
 
@@ -37,95 +44,61 @@ Record = dict[str, Any]
 class Watcher(Protocol):
     """Is told, on the driver, what happens in a search."""
 
-    def trial_began(self, number: int) -> None: ...
+    def trial_began(self, number: int, params: dict[str, Any]) -> None: ...
 
     def epoch_ended(self, number: int, row: Row) -> None: ...
 
     def trial_ended(self, record: Record) -> None: ...
 
 
-@dataclass(frozen=True)
-class Space:
-    """A search space: a Python file with `space(trial, task)` and, if it likes, `default(task)`."""
+def open_study(journal: Path, name: str, sampler: str, seed: int) -> optuna.Study:
+    """Open the study `name` in a journal file, or make it; `sampler` is `tpe` or `random`.
 
-    name: str
-    draw: Callable[[Any, Task], dict[str, Any]]
-    default: Callable[[Task], dict[str, Any]] | None = None
-    """Parameter values of trial 0. Without it trial 0 is the default recipe of the built-in space `cnn`."""
-
-    def config(self, trial: optuna.Trial | optuna.trial.FixedTrial, task: Task) -> TrialConfig:
-        """Draw a configuration. Raises InputError where the space's code is wrong."""
-        try:
-            values = self.draw(trial, task)
-        except Exception as error:
-            lines = traceback.extract_tb(error.__traceback__)
-            # The space's own line, where it has one, not that of a library it called.
-            own = [line for line in lines if line.filename == inspect.getsourcefile(self.draw)]
-            line = (own or lines)[-1]
-            where = f"{line.filename}:{line.lineno}"
-            raise InputError(f"space {self.name}: {type(error).__name__}: {_one_line(error)} ({where})") from error
-        return trial_config(values, f"space {self.name}")
-
-    def default_config(self, task: Task) -> TrialConfig:
-        """The configuration of trial 0."""
-        if self.default is None:
-            return load_space("cnn").default_config(task)
-        return self.config(optuna.trial.FixedTrial(self.default(task)), task)
-
-
-def load_space(name: str) -> Space:
-    """Load a space by the name of a built-in one or the path of a Python file; only the driver does.
-
-    Raises:
-        InputError: there is no such space, or its file is broken.
+    Trials that were running when an earlier session of the run was killed wait to be run again, under their numbers and
+    with their parameters. One that had ended, but had not been told, is told.
     """
-    package = importlib.util.find_spec("search_spaces")
-    assert package is not None and package.submodule_search_locations
-    builtin = {path.stem: path for path in Path(package.submodule_search_locations[0]).glob("[a-z]*.py")}
-    path = builtin.get(name, Path(name))
-    if name not in builtin and not (name.endswith(".py") and path.is_file()):
-        known = ", ".join(sorted(builtin))
-        raise InputError(f"--space: no space {name!r}; take one of {known}, or the path of a Python file")
-    module = _import_file(path)
-    if not callable(getattr(module, "space", None)):
-        raise InputError(f"--space: {path} defines no function space(trial, task)")
-    return Space(path.stem, module.space, getattr(module, "default", None))
-
-
-def _import_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"cifar_ray_space_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise InputError(f"--space: {path} cannot be loaded: {type(error).__name__}: {_one_line(error)}") from error
-    return module
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def create_study(journal: Path, sampler: str, seed: int) -> optuna.Study:
-    """Create a study in a new journal file; `sampler` is `tpe` or `random`."""
     storage = JournalStorage(JournalFileBackend(str(journal)))
-    sampler_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    return optuna.create_study(
-        storage=storage,
-        study_name="cifar_ray",
-        direction="maximize",
-        sampler=(
-            # Conditional parameters are modelled together with those they depend on (group), and running trials
-            # count as bad ones (constant_liar), so that slots that ask side by side do not get the same answer.
-            # Trial 0 is a good start to model from: five random draws beside it are enough.
-            optuna.samplers.TPESampler(
-                n_startup_trials=6, multivariate=True, group=True, constant_liar=True, seed=sampler_seed
-            )
-            if sampler == "tpe"
-            else optuna.samplers.RandomSampler(seed=sampler_seed)
-        ),
+    study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+    # Not the seed of the first session: that would draw the same configurations again.
+    sampler_seed = int(
+        np.random.SeedSequence([seed, *([len(study.trials)] if study.trials else [])]).generate_state(1)[0]
     )
+    study.sampler = (
+        # Conditional parameters are modelled together with those they depend on (group), and running trials
+        # count as bad ones (constant_liar), so that slots that ask side by side do not get the same answer.
+        # Trial 0 is a good start to model from: five random draws beside it are enough.
+        optuna.samplers.TPESampler(
+            n_startup_trials=6, multivariate=True, group=True, constant_liar=True, seed=sampler_seed
+        )
+        if sampler == "tpe"
+        else optuna.samplers.RandomSampler(seed=sampler_seed)
+    )
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if RECORD in trial.user_attrs:
+            _tell(study, trial.number, trial.user_attrs[RECORD])
+        else:
+            storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+    return study
+
+
+def mend_journal(journal: Path) -> str | None:
+    """Make the journal of a killed run usable again; return what was mended, if anything was.
+
+    A lock that nobody holds any more would block the next write for 30 seconds, and a last line that was cut short
+    would make the journal unreadable once something is appended. Only to be called by the one writer.
+    """
+    mended = []
+    lock = journal.with_name(journal.name + ".lock")
+    if lock.is_symlink() or lock.exists():
+        lock.unlink()
+        mended.append("a stale lock removed")
+    data = journal.read_bytes() if journal.exists() else b""
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        with journal.open("r+b") as file:
+            file.truncate(len(whole))
+        mended.append(f"{len(data) - len(whole)} bytes of a line that was cut short removed")
+    return f"{journal.name}: {', '.join(mended)}" if mended else None
 
 
 def trial_seed(study_seed: int, *path: int) -> int:
@@ -133,9 +106,13 @@ def trial_seed(study_seed: int, *path: int) -> int:
     return int(np.random.SeedSequence([study_seed, *path]).generate_state(1)[0])
 
 
-def trial_name(number: int) -> str:
-    """Name of a trial's configuration in records, tables and model folders."""
-    return DEFAULT if number == 0 else f"trial-{number:04d}"
+@dataclass(frozen=True)
+class Limits:
+    """What a configuration may be at most, and how long the search may go on."""
+
+    max_params: int | None = None
+    out_of_time: Callable[[Sequence[Record]], bool] = lambda records: False
+    """Is given the records of the trials finished so far."""
 
 
 class StudySearcher(Searcher):
@@ -144,10 +121,32 @@ class StudySearcher(Searcher):
     Ray's `OptunaSearch` tells the trials that ASHA stopped as complete, at the value of the epoch they were stopped
     in, which misleads the sampler; a non-finite loss it cannot tell at all. Here a trial ends as PRUNED with all its
     intermediate values, as COMPLETE, or as FAIL.
+
+    Args:
+        study: what is drawn, and remembered; a trial of it that waits is run first.
+        space: what to draw from.
+        task: what the space may look at.
+        num_trials: trials to end complete or pruned, those of earlier sessions included.
+        seed: of the run.
+        watcher: is told what happens.
+        limits: of each configuration, and of the search.
+        index: of this space among the `num_spaces` of the run, which take turns in the numbers of trials.
+        num_spaces: of the run.
+        clock: tells the seconds that the search has taken so far.
     """
 
     def __init__(
-        self, study: optuna.Study, space: Space, task: Task, num_trials: int, seed: int, watcher: Watcher
+        self,
+        study: optuna.Study,
+        space: Space,
+        task: Task,
+        num_trials: int,
+        seed: int,
+        watcher: Watcher,
+        limits: Limits = Limits(),
+        index: int = 0,
+        num_spaces: int = 1,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(metric="best_val_metric", mode="max")
         self.study = study
@@ -156,8 +155,15 @@ class StudySearcher(Searcher):
         self.num_trials = num_trials
         self.seed = seed
         self.watcher = watcher
+        self.limits = limits
+        self.index = index
+        self.num_spaces = num_spaces
         self._running: dict[str, _Running] = {}
-        self._finished = dict.fromkeys(("complete", "pruned", "failed"), 0)
+        self._finished = dict.fromkeys(("complete", "pruned", "infeasible", "failed"), 0)
+        self.records = list(study_records(study))
+        for record in self.records:
+            self._finished[record["state"]] += 1
+        self.clock = clock
         if not study.trials and space.default is not None:
             study.enqueue_trial(space.default(task))
 
@@ -167,29 +173,54 @@ class StudySearcher(Searcher):
 
     @property
     def finished(self) -> bool:
-        """Whether enough trials ended complete or pruned, or too many failed."""
-        return self._usable >= self.num_trials or self._finished["failed"] > self.num_trials
+        """Whether enough trials ended complete or pruned, too many did not, or the time is up."""
+        return (
+            self._usable >= self.num_trials
+            or self._finished["failed"] > self.num_trials
+            or self._finished["infeasible"] > MAX_INFEASIBLE * self.num_trials
+            or self.out_of_time
+        )
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether what follows the search needs the rest of the time."""
+        return self.limits.out_of_time(self.records)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         while not self.finished:
             if self._usable + len(self._running) >= self.num_trials:
                 return None  # enough are under way; one that fails will be replaced
             trial = self.study.ask()
-            self.watcher.trial_began(trial.number)
+            running = _Running(trial, self.space.name, trial.number * self.num_spaces + self.index)
             try:
-                config = self._config(trial)
-            except InputError as error:
-                self._end(_Running(trial, None, failure=str(error)))
+                running.config = self._config(trial)
+                running.num_params = count_config_params(running.config, self.task)
+            except (InputError, RuntimeError) as error:  # torch refuses sizes that it cannot hold with a RuntimeError
+                running.failure = one_line(error)
+            self.watcher.trial_began(running.number, trial.params)
+            self._check_limits(running)
+            if running.failure is not None or running.infeasible is not None:
+                self._end(running)
                 continue
+            assert running.config is not None
             trial.set_user_attr("tune_trial_id", trial_id)
-            self._running[trial_id] = _Running(trial, config)
-            return {"config": config.to_dict(), "seed": trial_seed(self.seed, trial.number)}
+            self._running[trial_id] = running
+            return {"config": running.config.to_dict(), "seed": trial_seed(self.seed, running.number)}
         return Searcher.FINISHED
 
     def _config(self, trial: optuna.Trial) -> TrialConfig:
         if trial.number == 0 and self.space.default is None:
             return self.space.default_config(self.task)
         return self.space.config(trial, self.task)
+
+    def _check_limits(self, running: "_Running") -> None:
+        limit = self.limits.max_params
+        if limit is None or running.num_params is None:
+            return
+        # The sampler learns from how far each configuration is from the limit, on either side of it.
+        running.trial.set_constraint("max_params", math.log(running.num_params / limit))
+        if running.num_params > limit:
+            running.infeasible = f"more than --max-params {limit:,}"
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         running = self._running.get(trial_id)
@@ -201,8 +232,9 @@ class StudySearcher(Searcher):
             running.failure = row["failure"]
         elif not running.history or row["epoch"] > running.history[-1]["epoch"]:  # Tune repeats the last result
             running.history.append(row)
-            running.trial.report(row["best_val_metric"], row["epoch"])
-            self.watcher.epoch_ended(running.trial.number, row)
+            if row["epoch"] not in running.reported:  # before an interruption
+                running.trial.report(row["best_val_metric"], row["epoch"])
+            self.watcher.epoch_ended(running.number, row)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if trial_id not in self._running:
@@ -215,16 +247,15 @@ class StudySearcher(Searcher):
         self._end(running)
 
     def _end(self, running: "_Running") -> None:
-        record = running.record(self.space.name)
-        running.trial.set_user_attr(RECORD, record)
-        if record["state"] == "complete":
-            self.study.tell(running.trial, record["best"]["val_metric"])
-        elif record["state"] == "pruned":
-            self.study.tell(running.trial, state=TrialState.PRUNED)
-        else:
-            self.study.tell(running.trial, state=TrialState.FAIL)
-        self._finished[record["state"]] += 1
+        record = {**running.record(), "ended_s": self.clock()}
+        if record["state"] == "pruned" and self.out_of_time:
+            record["reason"] = "stopped by --time-budget"
+        # Before it is on record as finished: a trial whose files are not whole is run again after a kill.
         self.watcher.trial_ended(record)
+        running.trial.set_user_attr(RECORD, record)
+        _tell(self.study, running.trial.number, record)
+        self._finished[record["state"]] += 1
+        self.records.append(record)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune pickles its search algorithm for snapshots that are never read."""
@@ -237,28 +268,60 @@ class StudySearcher(Searcher):
         raise NotImplementedError("a search is taken up from its study, not from Tune's snapshots")
 
 
+def _tell(study: optuna.Study, local_number: int, record: Record) -> None:
+    """Tell the study how a trial ended. One over a limit is PRUNED: of a failed one the sampler would learn nothing."""
+    if record["state"] == "complete":
+        study.tell(local_number, record["best"]["val_metric"])
+    else:
+        state = TrialState.FAIL if record["state"] == "failed" else TrialState.PRUNED
+        study.tell(local_number, state=state)
+
+
+def count_config_params(config: TrialConfig, task: Task) -> int:
+    """Number of parameters of a configuration's model, which is built without memory for them."""
+    with torch.device("meta"):
+        model = build_model(config, num_classes=task.num_classes, channels=task.channels, image_size=task.image_size)
+    return count_params(model)
+
+
 @dataclass
 class _Running:
     """A trial under way."""
 
     trial: optuna.Trial
-    config: TrialConfig | None
+    space: str
+    number: int
+    """In the run, over all its spaces."""
+    config: TrialConfig | None = None
+    num_params: int | None = None
     history: list[Row] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     failure: str | None = None
+    infeasible: str | None = None
 
-    def record(self, space: str) -> Record:
+    def __post_init__(self) -> None:
+        self.reported = frozenset(self.trial.study.trials[self.trial.number].intermediate_values)
+
+    def record(self) -> Record:
         """Return the trial's line of trials.jsonl."""
         last = self.history[-1] if self.history else None
-        failure = self.failure or ("it ended without a result" if last is None else None)
+        failure = self.failure or (None if last or self.infeasible else "it ended without a result")
+        if failure:
+            state = "failed"
+        elif self.infeasible:
+            state = "infeasible"
+        else:
+            state = "complete" if last and last["finished"] else "pruned"
+        default = DEFAULT if self.number == 0 else f"{DEFAULT}-{self.space}"
         return {
-            "number": self.trial.number,
-            "name": trial_name(self.trial.number),
-            "space": space,
+            "number": self.number,
+            "name": default if self.trial.number == 0 else f"trial-{self.number:04d}",
+            "space": self.space,
             "params": self.trial.params,
             "config": self.config and self.config.to_dict(),
-            "state": "failed" if failure else "complete" if last and last["finished"] else "pruned",
-            "reason": failure,
+            "num_params": self.num_params,
+            "state": state,
+            "reason": failure or self.infeasible,
             "epochs": len(self.history),
             "best": _validation(max(self.history, key=lambda r: (r["val_metric"], -r["val_loss"]), default=None)),
             "last": _validation(last),
@@ -276,6 +339,23 @@ def grace_period(max_epochs: int) -> int:
     With a tenth, recipes that warm up slowly were stopped whatever they would have become: `benchmarks/README.md`.
     """
     return -(-max_epochs // 5)
+
+
+class _OutOfTime(tune.Stopper):
+    """Ends each trial after the epoch in which the time is up."""
+
+    def __init__(self, searcher: StudySearcher) -> None:
+        self.searcher = searcher
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return self.searcher.out_of_time
+
+    def stop_all(self) -> bool:
+        return False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune pickles it for snapshots that are never read."""
+        return {}
 
 
 def run_search(searcher: StudySearcher, settings: TrialSettings, resources: dict[str, float], storage: Path) -> None:
@@ -296,19 +376,29 @@ def run_search(searcher: StudySearcher, settings: TrialSettings, resources: dict
             search_alg=searcher,
             num_samples=-1,
             reuse_actors=True,
-            scheduler=ASHAScheduler(
-                time_attr="epoch",
-                metric="best_val_metric",
-                mode="max",
-                max_t=settings.max_epochs,
-                grace_period=grace_period(settings.max_epochs),
-                reduction_factor=REDUCTION_FACTOR,
-            ),
+            scheduler=_asha(settings.max_epochs, searcher.study),
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
-        run_config=tune.RunConfig(name="search", storage_path=str(storage), verbose=0),
+        run_config=tune.RunConfig(name="search", storage_path=str(storage), verbose=0, stop=_OutOfTime(searcher)),
     )
     tuner.fit()
+
+
+def _asha(max_epochs: int, study: optuna.Study) -> ASHAScheduler:
+    """ASHA, which remembers the trials that an earlier session of the run finished."""
+    asha = ASHAScheduler(
+        time_attr="epoch",
+        metric="best_val_metric",
+        mode="max",
+        max_t=max_epochs,
+        grace_period=grace_period(max_epochs),
+        reduction_factor=REDUCTION_FACTOR,
+    )
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+        stub: Any = SimpleNamespace(trial_id=f"earlier-{trial.number}")  # all that a bracket looks at
+        for epoch, value in sorted(trial.intermediate_values.items()):
+            asha._brackets[0].on_result(stub, epoch, value)
+    return asha
 
 
 def study_records(study: optuna.Study) -> Iterator[Record]:
@@ -318,17 +408,23 @@ def study_records(study: optuna.Study) -> Iterator[Record]:
             yield trial.user_attrs[RECORD]
 
 
-def finalists(records: list[Record], number: int) -> list[Record]:
-    """The best `number` different configurations by validation metric, and trial 0 beside them.
+def finalists(records: Sequence[Record], number: int) -> list[Record]:
+    """The best `number` different configurations by validation metric, and beside them each space's best and default.
 
     Ties go to the lower validation loss. Pruned trials come after all complete ones: they are needed only where few
-    trials reached their horizon. Failed ones are left out.
+    trials reached their horizon. Failed and infeasible ones are left out.
     """
     usable = [record for record in records if record["state"] in ("complete", "pruned")]
     usable.sort(key=lambda r: (r["state"] == "pruned", -r["best"]["val_metric"], r["best"]["val_loss"]))
-    chosen: dict[str, Record] = {}
+    different: dict[str, Record] = {}
     for record in usable:
-        chosen.setdefault(json.dumps(record["config"], sort_keys=True), record)
-    best = list(chosen.values())[:number]
-    default = [record for record in usable if record["number"] == 0 and record not in best]
-    return best + default
+        different.setdefault(json.dumps(record["config"], sort_keys=True), record)
+    best_of_space: dict[str, Record] = {}
+    for record in different.values():
+        best_of_space.setdefault(record["space"], record)
+    chosen = list(different.values())[:number]
+    defaults = [record for record in usable if record["name"].startswith(DEFAULT)]
+    for record in [*best_of_space.values(), *defaults]:
+        if record not in chosen:
+            chosen.append(record)
+    return chosen

@@ -23,7 +23,7 @@ SECONDS = ("startup", "data", "capture", "train", "eval", "wait")
 STATES = {
     "complete": "reached its horizon or its patience",
     "pruned": "stopped early by ASHA",
-    "infeasible": "over a limit, not trained to its end",
+    "infeasible": "over a limit, not trained",
     "failed": "ended by an error",
 }
 
@@ -82,6 +82,8 @@ class Records:
         self.data: Row = self.run.get("data") or {}
         self.device: Row = self.run.get("device") or {}
         self.phases = {name: s for name, s in (self.run.get("phases_s") or {}).items() if s is not None}
+        self.space_of = {trial["name"]: str(trial.get("space")) for trial in self.trials}
+        self.several_spaces = len(set(self.space_of.values())) > 1
         tried = [trial for trial in self.trials if trial["state"] in TRIED and best_value(trial) is not None]
         self.tried = sorted(tried, key=lambda trial: -best_value(trial))
         self.styles = {}
@@ -152,6 +154,8 @@ def facts_of(records: Records) -> list[tuple[str, str]]:
     used += f"{_of(device.get('slots'), 'trial')} at a time"
     started, ended = (str(run.get(key) or "")[:19].replace("T", " ") for key in ("start", "end"))
     ended = f" to {ended}" if ended else "; not finished: interrupted, or still running"
+    times = len(run.get("resumed") or [])
+    ended += f" (interrupted and taken up again {'once' if times == 1 else f'{times} times'})" if times else ""
     return [
         ("Data", f"{data.get('source', '?')}: {len(data.get('class_names') or [])} classes, {size}"),
         ("Images", " / ".join(splits)),
@@ -165,21 +169,23 @@ def facts_of(records: Records) -> list[tuple[str, str]]:
 
 
 def _finalists(records: Records) -> Section:
-    columns = ["#", "configuration", "val acc %", "test acc %", "test AUC", "params"]
-    columns += ["MB", "p50 ms", "p95 ms", "images/s"]
-    ranks_otherwise = records.metric != "accuracy"
-    if ranks_otherwise:
-        columns.insert(2, f"val {records.metric_name}")
-    table = Table([*columns, "seeds"], [], num_text=2)
+    table = Table([], [], num_text=2 + records.several_spaces)
     for rank, one in enumerate(records.summaries, start=1):
-        row = [str(rank), one.config, percent(one.val_accuracy), percent(one.test_accuracy)]
-        row += [decimals(one.test_auc.mean), short(one.num_params), decimals(one.size_mb, 2)]
-        row += [short(one.latency_ms_p50), short(one.latency_ms_p95), short(one.images_per_s), str(len(one.models))]
-        if ranks_otherwise:
-            row.insert(2, records.score(one.val_metric))
-        table.rows.append(row)
-        marks = ["best"] * (rank == 1) + ["baseline"] * (one.config == DEFAULT)
-        table.marks[rank - 1] = marks
+        cells = {"#": str(rank), "configuration": one.config}
+        if records.several_spaces:
+            cells["space"] = records.space_of.get(one.config, "-")
+        if records.metric != "accuracy":
+            cells[f"val {records.metric_name}"] = records.score(one.val_metric)
+        cells |= {"val acc %": percent(one.val_accuracy), "test acc %": percent(one.test_accuracy)}
+        cells["test AUC"] = decimals(one.test_auc.mean)
+        if records.metric == "f1":
+            cells["test F1"] = decimals(one.test_f1.mean)
+        cells |= {"params": short(one.num_params), "MB": decimals(one.size_mb, 2), "p50 ms": short(one.latency_ms_p50)}
+        cells |= {"p95 ms": short(one.latency_ms_p95), "images/s": short(one.images_per_s)}
+        cells["seeds"] = str(len(one.models))
+        table.columns = list(cells)
+        table.rows.append(list(cells.values()))
+        table.marks[rank - 1] = ["best"] * (rank == 1) + ["baseline"] * one.config.startswith(DEFAULT)
     threads = next((row["threads"] for row in records.rows if row.get("threads")), None)
     device = next((row["device"] for row in records.rows if row.get("device")), records.device.get("name", "?"))
     table.note = (

@@ -31,6 +31,8 @@ class TrialSettings:
     num_classes: int
     max_epochs: int
     patience: int
+    metric: str
+    """What best weights are chosen by, and what is told to ASHA and Optuna."""
     num_threads: int
     """CPU threads of a trial."""
 
@@ -85,6 +87,7 @@ def train_trial(config: dict[str, Any], settings: TrialSettings) -> None:
             seed=config["seed"],
             max_epochs=settings.max_epochs,
             patience=settings.patience,
+            metric=settings.metric,
             report=report,
         )
     except NonFiniteLossError as error:
@@ -137,7 +140,11 @@ def load_device_data(ref: "ray.ObjectRef[dict[str, np.ndarray]]", num_classes: i
 
 
 def measure_speed(config: TrialConfig, settings: TrialSettings, seconds: float = 0.5) -> dict[str, float]:
-    """Time `config` in a trial process for some `seconds`: `train_images_per_s` and `eval_images_per_s`."""
+    """Time `config` in a trial process for some `seconds`.
+
+    Returns:
+        `train_images_per_s`, `eval_images_per_s`, and `memory_mb`, what the process holds in memory afterwards.
+    """
     reset_process(0, settings.num_threads)
     data = load_device_data(settings.data[0], settings.num_classes)
     num_train, channels, _, image_size = data.train_images.shape
@@ -165,4 +172,5 @@ def measure_speed(config: TrialConfig, settings: TrialSettings, seconds: float =
     return {
         "train_images_per_s": images_per_s(train, num_trained),
         "eval_images_per_s": images_per_s(evaluate, min(500, len(data.val_images))),
+        "memory_mb": psutil.Process().memory_info().rss / 1e6,
     }

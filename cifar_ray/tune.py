@@ -1,15 +1,18 @@
 """`python -m cifar_ray.tune`: search, final training of the finalists, evaluation, report."""
 
+import os
 from collections.abc import Sequence
 
 from cifar_ray.command import parse_flags, run_command
-from cifar_ray.settings import TuneSettings
+from cifar_ray.settings import TuneSettings, run_settings
 
 
 def main(argv: Sequence[str]) -> int:
-    settings = parse_flags(TuneSettings, "tune", argv)
+    settings = run_settings(TuneSettings, "tune", parse_flags(TuneSettings, "tune", argv))
+    if settings.address is not None:
+        os.environ["RAY_ADDRESS"] = settings.address
     # torch and Ray take seconds to import: a wrong flag is told, and --help shown, before that.
-    from cifar_ray.pipeline import tune
+    from cifar_ray.tune_run import tune
 
     return tune(settings)
 

@@ -1,13 +1,17 @@
 """Watching a run: TensorBoard events and the live line, both written by the driver from what trials report."""
 
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard import FileWriter
 
+from cifar_ray.hparams import STATES, Domain, Experiment
 from cifar_ray.loop import Row
-from cifar_ray.progress import Console, duration
+from cifar_ray.progress import PART, Console, duration
 from cifar_ray.results import HISTORY_COLUMNS, RunFolder, write_csv
 
 SCALARS = {
@@ -26,16 +30,19 @@ class EventWriters:
     """One TensorBoard run for each training under way, in its own folder."""
 
     def __init__(self) -> None:
-        self._writers: dict[Path, SummaryWriter] = {}
+        self._writers: dict[Path, FileWriter] = {}
 
     def epoch(self, folder: Path, row: Row) -> None:
         """Write one epoch's scalars; they are on disk when this returns, so that TensorBoard shows them live."""
+        scalars = [Summary.Value(tag=tag, simple_value=row[column]) for column, tag in SCALARS.items()]
+        self.add(folder, Summary(value=scalars), row["epoch"])
+
+    def add(self, folder: Path, summary: Summary, epoch: int) -> None:
+        """Write the values of one event; they are on disk when this returns."""
         if folder not in self._writers:
-            self._writers[folder] = SummaryWriter(str(folder))
-        writer = self._writers[folder]
-        for column, tag in SCALARS.items():
-            writer.add_scalar(tag, row[column], row["epoch"])
-        writer.flush()
+            self._writers[folder] = FileWriter(str(folder))
+        self._writers[folder].add_summary(summary, epoch)
+        self._writers[folder].flush()
 
     def close(self, folder: Path) -> None:
         """End the run in `folder`, if one was begun."""
@@ -54,21 +61,47 @@ def write_history(folder: Path, rows: Sequence[Row]) -> None:
 
 
 class SearchWatch:
-    """Keeps the history of every trial of a search on disk, and the live line up to date."""
+    """Keeps what TensorBoard shows of a run's searches, every trial's history, and the live line up to date."""
 
-    def __init__(self, run: RunFolder, console: Console, num_trials: int, slots: int) -> None:
+    def __init__(
+        self,
+        run: RunFolder,
+        console: Console,
+        num_trials: int,
+        slots: int,
+        domains: Mapping[str, Domain],
+        finished: Sequence[Row] = (),
+    ) -> None:
+        """Begin to watch.
+
+        Args:
+            run: where the records go.
+            console: shows the live line.
+            num_trials: trials wanted, those of earlier sessions included.
+            slots: trials that may run side by side.
+            domains: of every parameter that a trial may draw, as far as is known.
+            finished: records of trials that an earlier session of the run finished; their files are there.
+        """
         self.run = run
         self.console = console
         self.num_trials = num_trials
         self.slots = slots
         self.began = time.monotonic()
         self.running: dict[int, list[Row]] = {}
-        self.states = {"complete": 0, "pruned": 0, "failed": 0}
+        self.states = dict.fromkeys(STATES, 0)
         self.best: tuple[float, str] | None = None
         self.events = EventWriters()
+        self.experiment = Experiment(run.root / "hparams", domains, [record["params"] for record in finished])
+        for record in finished:
+            self._count(record)
+        self.num_earlier = self._num_usable
 
-    def trial_began(self, number: int) -> None:
+    def trial_began(self, number: int, params: Mapping[str, Any]) -> None:
+        folder = self.run.trial(number)
+        if folder.exists():
+            shutil.rmtree(folder)  # from a session that was interrupted: TensorBoard would show both
         self.running[number] = []
+        self.experiment.cover(params)
 
     def epoch_ended(self, number: int, row: Row) -> None:
         self.running[number].append(row)
@@ -77,29 +110,37 @@ class SearchWatch:
         self.console.status(self.status())
 
     def trial_ended(self, record: Row) -> None:
-        del self.running[record["number"]]
-        self.events.close(self.run.trial(record["number"]))
-        self.states[record["state"]] += 1
-        if record["best"] and (self.best is None or record["best"]["val_metric"] > self.best[0]):
-            self.best = (record["best"]["val_metric"], record["name"])
+        number = record["number"]
+        del self.running[number]
+        self.events.add(self.run.trial(number), self.experiment.session(record), record["epochs"])
+        self.events.close(self.run.trial(number))
+        self._count(record)
         if record["state"] == "failed":
             self.console.line(f"{record['name']} failed: {record['reason']}")
         self.console.status(self.status())
 
+    def _count(self, record: Row) -> None:
+        self.states[record["state"]] += 1
+        if record["best"] and (self.best is None or record["best"]["val_metric"] > self.best[0]):
+            self.best = (record["best"]["val_metric"], record["name"])
+
+    @property
+    def _num_usable(self) -> int:
+        return self.states["complete"] + self.states["pruned"]
+
     def status(self) -> str:
-        """The live line: what matters most comes first, since a terminal of 80 columns cuts what is longer."""
-        usable = self.states["complete"] + self.states["pruned"]
-        running = min(len(self.running), self.slots)  # one more is drawn ahead, for the next free slot
-        parts = [f"{usable}/{self.num_trials} done, {running} running, {self.states['pruned']} pruned"]
-        if usable:
-            elapsed = time.monotonic() - self.began
-            left = (self.num_trials - usable) * elapsed / usable
-            parts.append(f"{duration(left)} left, {60 * usable / elapsed:.3g}/min")
+        """The live line: what matters most comes first, since a narrow terminal shows only what fits."""
+        others = [f"{self.states[state]} {state}" for state in STATES[1:] if self.states[state]]
+        parts = [", ".join([f"{self._num_usable}/{self.num_trials} done", *others])]
+        elapsed, done = time.monotonic() - self.began, self._num_usable - self.num_earlier  # of this session alone
+        if done:
+            parts.append(f"{duration((self.num_trials - self._num_usable) * elapsed / done)} left")
         if self.best:
             parts.append(f"best {self.best[0]:.4f} {self.best[1]}")
-        if self.states["failed"]:
-            parts.append(f"{self.states['failed']} failed")
-        return " | ".join(parts)
+        if done:
+            parts.append(f"{60 * done / elapsed:.3g}/min")
+        parts.append(f"{min(len(self.running), self.slots)} running")  # one more is drawn ahead, for the next free slot
+        return PART.join(parts)
 
 
 class FinalsWatch:
@@ -124,7 +165,7 @@ class FinalsWatch:
         else:
             rate = (time.monotonic() - self.first_epoch_at) / (self.epochs_done - 1)
             parts.append(f"{duration((self.num_epochs - self.epochs_done) * rate)} left")
-        self.console.status(" | ".join(parts))
+        self.console.status(PART.join(parts))
 
     def model_ended(self, name: str) -> None:
         self.models_done += 1

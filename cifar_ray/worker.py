@@ -37,8 +37,8 @@ class FinalModel:
 
     config_name: str
     """Name of its configuration, such as `default` or `trial-0012`."""
-    number: int
-    """Number of the trial that drew it."""
+    number: int | None
+    """Number of the trial that drew it, if one did."""
     seed_index: int
     training_seed: int
     config: TrialConfig
@@ -91,6 +91,7 @@ def train_models(
     data: "ray.ObjectRef[dict[str, np.ndarray]]",
     num_classes: int,
     max_epochs: int,
+    metric: str,
     workers: Workers,
     storage: Path,
     on_message: Callable[[Trained | Epoch], None],
@@ -102,6 +103,7 @@ def train_models(
         data: reference to the arrays of `DeviceData.from_arrays`.
         num_classes: of the data.
         max_epochs: horizon of each training.
+        metric: that best weights are chosen by, see `loop.run_experiment`.
         workers: processes and their resources.
         storage: a folder for Ray Train's own files, of no use afterwards.
         on_message: called in this thread.
@@ -117,6 +119,7 @@ def train_models(
             "data": [data],
             "num_classes": num_classes,
             "max_epochs": max_epochs,
+            "metric": metric,
             "workers": workers,
             "messages": messages,
         },
@@ -166,11 +169,10 @@ def _train_models_of_a_group(settings: dict[str, Any]) -> None:
     group_index, rank = divmod(context.get_world_rank(), workers.workers_per_model)
     ranks = Ranks(rank, workers.workers_per_model, _own_process_group(workers, group_index))
     data = DeviceData.from_arrays(ray.get(settings["data"][0]), settings["num_classes"], get_device())
-    messages: Queue = settings["messages"]
     for model in settings["models"][group_index :: workers.num_groups]:
-        trained = _train_model(model, data, settings["max_epochs"], ranks, messages)
+        trained = _train_model(model, data, settings, ranks)
         if rank == 0:
-            messages.put(trained)
+            settings["messages"].put(trained)
     ray.train.report({})  # every rank has to report at least once
 
 
@@ -183,15 +185,21 @@ def _own_process_group(workers: Workers, group_index: int) -> Any:
     return groups[group_index]
 
 
-def _train_model(model: FinalModel, data: DeviceData, max_epochs: int, ranks: Ranks, messages: Queue) -> Trained:
+def _train_model(model: FinalModel, data: DeviceData, settings: dict[str, Any], ranks: Ranks) -> Trained:
     def report(row: Row) -> None:
         if ranks.rank == 0:
-            messages.put(Epoch(model, row))
+            settings["messages"].put(Epoch(model, row))
 
     began = time.perf_counter()
     try:
         outcome = run_experiment(
-            model.config, data, seed=model.training_seed, max_epochs=max_epochs, report=report, ranks=ranks
+            model.config,
+            data,
+            seed=model.training_seed,
+            max_epochs=settings["max_epochs"],
+            metric=settings["metric"],
+            report=report,
+            ranks=ranks,
         )
     except NonFiniteLossError as error:
         return Trained(model, failure=str(error))

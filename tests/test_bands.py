@@ -10,13 +10,26 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BANDS = (
-    {"", "config", "results", "ranking", "figures", "sections", "render", "progress", "command", "settings"},
+    {
+        "",
+        "config",
+        "results",
+        "ranking",
+        "figures",
+        "sections",
+        "render",
+        "progress",
+        "command",
+        "settings",
+        "estimate",
+    },
     {
         "data",
         "decode",
         "image_folder",
         "models",
         "models.cnn",
+        "models.norms",
         "models.resnet",
         "augment",
         "optim",
@@ -24,8 +37,22 @@ BANDS = (
         "loop",
         "checkpoint",
         "watch",
+        "hparams",
     },
-    {"worker", "trial", "search", "benchmark", "runtime", "finals", "pipeline"},
+    {
+        "worker",
+        "trial",
+        "space",
+        "presets",
+        "search",
+        "benchmark",
+        "runtime",
+        "launch",
+        "finals",
+        "pipeline",
+        "tune_run",
+        "train_run",
+    },
     {"tune", "train", "evaluate", "report", "predict"},
 )
 """Module names below `cifar_ray` ("" is the package itself). A new module is added to the band that it belongs to."""

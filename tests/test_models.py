@@ -1,20 +1,25 @@
 """The CNN family: shapes, the order of layers, where it pools and adds residuals, and what it takes as input."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from cifar_ray.config import CNNConfig, Task, TrialConfig
 from cifar_ray.models import build_model, count_params
-from cifar_ray.models.cnn import ConvBlock, make_norm
-from cifar_ray.search import load_space
+from cifar_ray.models.cnn import CNN, ConvBlock
+from cifar_ray.models.norms import EvoNormB0, EvoNormS0
+from cifar_ray.space import load_space
 
 NAMES: dict[type[nn.Module], str] = {
     nn.Conv2d: "conv",
     nn.BatchNorm2d: "norm",
     nn.GroupNorm: "norm",
+    EvoNormS0: "evonorm",
+    EvoNormB0: "evonorm",
     nn.Identity: "no norm",
     nn.ReLU: "act",
     nn.GELU: "act",
@@ -43,7 +48,7 @@ def conv_of(block: ConvBlock) -> nn.Conv2d:
 @pytest.mark.parametrize("activation", ["relu", "mish", "silu", "gelu"])
 @pytest.mark.parametrize("pool_placement", ["before_norm", "after_norm"])
 @pytest.mark.parametrize("norm_placement", ["before_activation", "after_activation", "before_conv"])
-@pytest.mark.parametrize("norm", ["none", "batch", "group"])
+@pytest.mark.parametrize("norm", ["none", "batch", "group", "evonorm_s0", "evonorm_b0"])
 def test_every_architecture_gives_logits_and_trains_all_its_weights(
     norm: str, norm_placement: str, pool_placement: str, activation: str
 ) -> None:
@@ -56,7 +61,9 @@ def test_every_architecture_gives_logits_and_trains_all_its_weights(
         norm_placement=norm_placement,  # type: ignore[arg-type]
         pool_placement=pool_placement,  # type: ignore[arg-type]
         residual=True,
+        head_hidden=32,
     )
+    torch.manual_seed(0)
     model = build_model(TrialConfig(model=model_config), num_classes=5, channels=3, image_size=8)
     logits = model(images(4))  # (4, 5)
     assert logits.shape == (4, 5)
@@ -68,12 +75,13 @@ def test_every_architecture_gives_logits_and_trains_all_its_weights(
         assert bool((parameter.grad.abs() > 1e-7).any()), name
 
 
-@pytest.mark.parametrize("head_pool", ["avg", "max"])
+@pytest.mark.parametrize("head_pool", ["avg", "max", "flatten"])
+@pytest.mark.parametrize("head_hidden", [0, 5])
 @pytest.mark.parametrize(("channels", "size", "num_classes"), [(1, 8, 2), (1, 28, 10), (3, 9, 3), (3, 1, 2)])
 def test_logits_have_one_row_an_image_and_one_column_a_class(
-    head_pool: str, channels: int, size: int, num_classes: int
+    head_pool: str, head_hidden: int, channels: int, size: int, num_classes: int
 ) -> None:
-    model_config = CNNConfig(widths=[8, 8, 16], head_pool=head_pool)  # type: ignore[arg-type]
+    model_config = CNNConfig(widths=[8, 8, 16], head_pool=head_pool, head_hidden=head_hidden)  # type: ignore[arg-type]
     config = TrialConfig(model=model_config)
     model = build_model(config, num_classes=num_classes, channels=channels, image_size=size).eval()
     assert model(images(3, channels, size)).shape == (3, num_classes)
@@ -115,6 +123,8 @@ def test_a_block_has_its_layers_in_the_order_of_its_placement(
         ("none", "before_activation", True),
         ("batch", "after_activation", True),
         ("batch", "before_conv", True),
+        ("evonorm_s0", "before_activation", True),
+        ("evonorm_b0", "before_activation", True),
     ],
 )
 def test_a_convolution_has_a_bias_only_where_no_norm_takes_it_away(
@@ -124,19 +134,26 @@ def test_a_convolution_has_a_bias_only_where_no_norm_takes_it_away(
     assert (conv_of(ConvBlock(4, 8, 3, False, config)).bias is not None) == has_bias
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(1, 1), (3, 1), (12, 4), (16, 8), (24, 8), (32, 8), (20, 4), (7, 1)])
-def test_group_norm_has_eight_groups_or_the_most_that_divide(channels: int, groups: int) -> None:
-    norm = make_norm("group", channels)
-    assert isinstance(norm, nn.GroupNorm)
-    assert (norm.num_groups, norm.num_channels) == (groups, channels)
+@pytest.mark.parametrize("norm", ["evonorm_s0", "evonorm_b0"])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_an_evonorm_stands_for_norm_and_activation(norm: str, dropout: float) -> None:
+    config = CNNConfig(norm=norm, dropout=dropout)  # type: ignore[arg-type]
+    last = ["dropout"] if dropout else []
+    assert layer_names(ConvBlock(8, 16, 3, False, config)) == ["conv", "evonorm", *last]
+    assert layer_names(ConvBlock(8, 16, 3, True, config)) == ["conv", "pool", "evonorm", *last]
+    after = replace(config, pool_placement="after_norm")
+    assert layer_names(ConvBlock(8, 16, 3, True, after)) == ["conv", "evonorm", "pool", *last]
 
 
-@pytest.mark.parametrize("channels", [2, 4, 6, 8, 16])
-def test_group_norm_never_normalises_a_single_value(channels: int) -> None:
-    # Of one pixel and one channel a group it would make zero, whatever it was, and PyTorch refuses a single image.
-    norm = make_norm("group", channels)
-    x = torch.randn(1, channels, 1, 1)
-    assert bool((norm(x).abs() > 0).all())
+@pytest.mark.parametrize("norm", ["evonorm_s0", "evonorm_b0"])
+@pytest.mark.parametrize("norm_placement", ["after_activation", "before_conv"])
+def test_the_blocks_of_an_evonorm_ignore_activation_and_placement(norm: str, norm_placement: str) -> None:
+    def logits(**ignored: str) -> torch.Tensor:
+        torch.manual_seed(0)
+        model_config = CNNConfig(norm=norm, **ignored)  # type: ignore[arg-type]
+        return build_model(TrialConfig(model=model_config), num_classes=3, channels=3, image_size=8)(images(4))
+
+    assert torch.equal(logits(activation="gelu", norm_placement=norm_placement), logits())
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 8])
@@ -185,6 +202,50 @@ def test_pooling_stops_when_one_pixel_is_left(size: int, pools: int) -> None:
     assert model(images(2, 1, size)).shape == (2, 2)
 
 
+@pytest.mark.parametrize(("size", "pixels"), [(1, 1), (2, 1), (3, 1), (9, 4), (16, 16)])
+def test_a_flat_head_sees_every_pixel_of_the_last_stage(size: int, pixels: int) -> None:
+    config = CNNConfig(widths=[4, 6], blocks=[1, 1], kernel_sizes=[1, 1], norm="none", head_pool="flatten")
+    network = CNN(config, num_classes=2, channels=3, image_size=size)
+    assert network.classifier.in_features == 6 * pixels
+    x = torch.randn(1, 3, size, size).contiguous(memory_format=torch.channels_last)
+    maps = network.blocks(x)  # (1, 6, H, W)
+    logits = maps.reshape(1, -1) @ network.classifier.weight.T + network.classifier.bias
+    torch.testing.assert_close(network(x), logits)
+
+
+@pytest.mark.parametrize("head_pool", ["avg", "max"])
+def test_a_pooled_head_sees_the_mean_or_the_maximum_of_the_last_stage(head_pool: str) -> None:
+    config = CNNConfig(widths=[4], blocks=[1], kernel_sizes=[3], head_pool=head_pool)  # type: ignore[arg-type]
+    network = CNN(config, num_classes=2, channels=3, image_size=8).eval()
+    x = torch.randn(2, 3, 8, 8)
+    maps = network.blocks(x)  # (2, 4, 4, 4)
+    pooled = maps.mean((2, 3)) if head_pool == "avg" else maps.amax((2, 3))
+    torch.testing.assert_close(network(x), network.classifier(pooled))
+
+
+@pytest.mark.parametrize("norm", ["batch", "evonorm_s0"])
+def test_a_hidden_layer_stands_between_the_pool_and_the_dropout(norm: str) -> None:
+    config = CNNConfig(activation="gelu", norm=norm, head_hidden=5, head_dropout=0.5)  # type: ignore[arg-type]
+    network = CNN(config, num_classes=2, channels=3, image_size=16).eval()
+    x = torch.randn(2, 3, 16, 16)
+    dense = network.hidden[0]
+    assert isinstance(dense, nn.Linear)
+    hidden = functional.gelu(network.blocks(x).mean((2, 3)) @ dense.weight.T + dense.bias)  # (2, 5)
+    torch.testing.assert_close(network(x), network.classifier(hidden))
+    names = [name for name, _ in network.named_modules()]
+    assert names.index("pool") < names.index("hidden") < names.index("dropout") < names.index("classifier")
+    dropped = []
+    network.train().classifier.register_forward_pre_hook(lambda _, given: dropped.append(given[0]))
+    network(torch.randn(64, 3, 16, 16))
+    # A hidden feature of gelu is never exactly 0 but where it was dropped.
+    assert 0.3 < float((dropped[0] == 0).float().mean()) < 0.7
+
+
+def test_without_a_hidden_layer_a_model_has_the_parameters_it_always_had() -> None:
+    model = build_model(TrialConfig(), num_classes=2, channels=3, image_size=8)
+    assert not [key for key in model.state_dict() if "hidden" in key]
+
+
 def test_dropout_is_at_work_in_training_only() -> None:
     config = TrialConfig(model=CNNConfig(widths=[8], blocks=[1], kernel_sizes=[3], dropout=0.5, head_dropout=0.5))
     model = build_model(config, num_classes=2, channels=3, image_size=8)
@@ -231,6 +292,9 @@ def test_parameters_are_counted_without_buffers() -> None:
     model = build_model(config, num_classes=4, channels=3, image_size=8)
     # 3x3 filters without bias, scale and shift of the norm, classifier with bias.
     assert count_params(model) == 8 * 3 * 9 + 2 * 8 + 8 * 4 + 4
+    dense = replace(config, model=replace(config.model, head_pool="flatten", head_hidden=7))
+    model = build_model(dense, num_classes=4, channels=3, image_size=8)
+    assert count_params(model) == 8 * 3 * 9 + 2 * 8 + (8 * 4 * 4 + 1) * 7 + (7 + 1) * 4
 
 
 @pytest.mark.parametrize(("num_classes", "channels", "size"), [(10, 3, 32), (10, 1, 28), (10, 1, 8), (100, 3, 64)])

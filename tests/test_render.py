@@ -142,7 +142,7 @@ def test_best_so_far_counts_complete_and_pruned_trials_in_the_order_they_ended()
         trial(4, "complete", 0.8, 4.0),
     ]
     (line,) = figures.search_figure(trials, "accuracy").axes[0].lines
-    np.testing.assert_array_equal(line.get_ydata(), [np.nan, 0.6, 0.6, 0.8, 0.8])
+    np.testing.assert_array_equal(line.get_ydata(), [np.nan, 0.6, 0.8, 0.8])  # the infeasible one has no place
     assert figures.search_figure(trials[1:2], "accuracy") is None
 
 

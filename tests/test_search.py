@@ -1,6 +1,7 @@
 """The search on real Ray and a real Optuna journal: how each kind of trial ends up in the study."""
 
 import contextlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from optuna.trial import TrialState
 from cifar_ray import search
 from cifar_ray.config import Task, trial_config
 from cifar_ray.loop import DeviceData, run_experiment
+from cifar_ray.space import Space
 from cifar_ray.trial import TrialSettings, load_device_data, reset_process
 
 TASK = Task(num_classes=10, channels=1, image_size=8, num_train=320, device="cpu", flips=(False,))
@@ -36,7 +38,7 @@ class Recorder:
         self.rows: dict[int, list[dict[str, Any]]] = {}
         self.records: list[dict[str, Any]] = []
 
-    def trial_began(self, number: int) -> None:
+    def trial_began(self, number: int, params: dict[str, Any]) -> None:
         self.rows[number] = []
 
     def epoch_ended(self, number: int, row: dict[str, Any]) -> None:
@@ -53,6 +55,7 @@ def run_search(
     num_trials: int,
     cpus: int = 2,
     recorder: Recorder | None = None,
+    limits: search.Limits = search.Limits(),
 ) -> tuple[optuna.Study, Recorder]:
     """Search a space that gives these configurations in turn (the last one again and again)."""
 
@@ -60,11 +63,11 @@ def run_search(
         trial.suggest_float("unused", 0, 1)
         return space_configs[min(trial.number, len(space_configs) - 1)]
 
-    study = search.create_study(tmp_path / "study.journal", "random", seed=0)
+    study = search.open_study(tmp_path / "study.journal", "given", "random", seed=0)
     recorder = recorder or Recorder()
-    space = search.Space("given", draw, lambda task: {"unused": 0.5})
-    searcher = search.StudySearcher(study, space, TASK, num_trials, seed=0, watcher=recorder)
-    settings = TrialSettings([ray.put(arrays)], 10, MAX_EPOCHS, MAX_EPOCHS, 1)
+    space = Space("given", draw, lambda task: {"unused": 0.5})
+    searcher = search.StudySearcher(study, space, TASK, num_trials, 0, recorder, limits)
+    settings = TrialSettings([ray.put(arrays)], 10, MAX_EPOCHS, MAX_EPOCHS, "accuracy", 1)
     search.run_search(searcher, settings, {"CPU": cpus, "GPU": 0}, tmp_path)
     return study, recorder
 
@@ -72,7 +75,7 @@ def run_search(
 def reopen(tmp_path: Path) -> optuna.Study:
     """The study as another program sees it."""
     backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.journal"))
-    return optuna.load_study(study_name="cifar_ray", storage=optuna.storages.JournalStorage(backend))
+    return optuna.load_study(study_name="given", storage=optuna.storages.JournalStorage(backend))
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +214,8 @@ def test_two_slots_run_trials_side_by_side_and_all_are_recorded(
 def record(number: int, val: float, loss: float = 1.0, state: str = "complete", lr: float | None = None) -> Any:
     best = {"epoch": 1, "val_metric": val, "val_loss": loss, "val_accuracy": val}
     config = {"lr": number if lr is None else lr}
-    return {"number": number, "config": config, "state": state, "best": best}
+    name = "default" if number == 0 else f"trial-{number:04d}"
+    return {"number": number, "name": name, "space": "cnn", "config": config, "state": state, "best": best}
 
 
 def test_finalists_are_the_best_by_validation_and_trial_0_beside_them() -> None:
@@ -233,3 +237,129 @@ def test_ties_go_to_the_lower_validation_loss_and_pruned_trials_come_last() -> N
     assert [r["number"] for r in search.finalists(records, 3)] == [2, 1, 0]
     assert [r["number"] for r in search.finalists(records, 4)] == [2, 1, 0, 3]
     assert [r["number"] for r in search.finalists([record(0, 0.1, state="failed")], 4)] == []
+
+
+def test_every_space_sends_its_best_and_its_default_to_the_finals() -> None:
+    records = [record(0, 0.5), record(2, 0.9), record(4, 0.8)]
+    others = [{**record(1, 0.3), "name": "default-mine"}, record(3, 0.4), record(5, 0.35)]
+    records += [{**other, "space": "mine"} for other in others]
+    assert [r["number"] for r in search.finalists(records, 2)] == [2, 4, 3, 0, 1]
+
+
+def test_a_configuration_over_the_limit_is_infeasible_without_training_and_the_sampler_is_told_how_far_it_is_off(
+    hardware: Any, digit_arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    small, large = small_config(0.1), small_config(0.1, widths=[64])
+    limits = search.Limits(max_params=300)
+    study, recorder = run_search([large, small, large, small], digit_arrays, tmp_path, 2, limits=limits)
+    records = list(search.study_records(study))
+    assert [r["state"] == "infeasible" for r in records] == [True, False, True, False]
+    assert [r["num_params"] > 300 for r in records] == [True, False, True, False]
+    assert records[0]["reason"] == "more than --max-params 300" and records[0]["epochs"] == 0
+    assert recorder.rows[0] == []
+    trials = reopen(tmp_path).trials
+    assert trials[0].state is trials[2].state is TrialState.PRUNED
+    assert [trial.constraints["max_params"] > 0 for trial in trials] == [True, False, True, False]
+    assert {r["num_params"] for r in search.finalists(records, 3)} == {records[1]["num_params"]}
+
+
+def test_tpe_finds_its_way_into_a_narrow_limit(tmp_path: Path) -> None:
+    # One draw in a hundred is within it: without the constraint this seed finds none in 60.
+    study = search.open_study(tmp_path / "study.journal", "given", "tpe", seed=0)
+    num_feasible = 0
+    for _ in range(60):
+        trial = study.ask()
+        width = trial.suggest_int("width", 1, 1000)
+        trial.set_constraint("max_params", math.log(width / 10))
+        num_feasible += width <= 10
+        study.tell(trial, width / 1000) if width <= 10 else study.tell(trial, state=TrialState.PRUNED)
+    assert num_feasible >= 5
+
+
+def test_a_search_gives_up_where_nothing_is_within_the_limit(
+    hardware: Any, digit_arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    study, _ = run_search([small_config(0.1)], digit_arrays, tmp_path, 1, limits=search.Limits(max_params=1))
+    assert {record["state"] for record in search.study_records(study)} == {"infeasible"}
+    assert len(study.trials) == search.MAX_INFEASIBLE + 1
+
+
+def test_a_search_whose_time_is_up_ends_its_trials_after_their_epoch(
+    hardware: Any, digit_arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    recorder = Recorder()
+    limits = search.Limits(out_of_time=lambda records: sum(map(len, recorder.rows.values())) >= MAX_EPOCHS + 3)
+    study, _ = run_search([small_config(0.1)], digit_arrays, tmp_path, 1000, recorder=recorder, limits=limits)
+    records = list(search.study_records(study))
+    stopped = [record for record in records if record["reason"] == "stopped by --time-budget"]
+    assert {record["state"] for record in stopped} == {"pruned"}
+    # What was drawn ahead has an epoch as well, before it is stopped.
+    assert MAX_EPOCHS + 3 <= sum(record["epochs"] for record in records) <= MAX_EPOCHS + 5
+    assert records[0]["state"] == "complete"
+    assert all(trial.state.is_finished() for trial in reopen(tmp_path).trials if trial.intermediate_values)
+
+
+def test_a_killed_search_goes_on_with_what_was_running_under_its_number_and_parameters(
+    hardware: Any, digit_arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    study, _ = run_search([small_config(0.1)], digit_arrays, tmp_path, 2)
+    running = study.ask()  # as at the moment of a kill: one is under way, one has ended and was not told yet
+    value = running.suggest_float("unused", 0, 1)
+    running.report(0.25, 1)
+    ended = study.ask()
+    ended.suggest_float("unused", 0, 1)
+    ended.report(0.5, 1)
+    ended.set_user_attr(search.RECORD, {**next(search.study_records(study)), "number": 3, "state": "pruned"})
+    before = [trial.params for trial in reopen(tmp_path).trials]
+
+    study, recorder = run_search([small_config(0.1)], digit_arrays, tmp_path, 5)
+    records = list(search.study_records(study))
+    assert [record["number"] for record in records] == [0, 1, 2, 3, 4]
+    assert sorted(recorder.rows) == [2, 4]  # the finished ones are not run again
+    trials = reopen(tmp_path).trials
+    assert [trial.params for trial in trials[:4]] == before and trials[2].params == {"unused": value}
+    assert trials[3].state is TrialState.PRUNED
+    assert trials[2].intermediate_values[1] == 0.25  # what it had reported before stays
+
+
+def test_a_study_that_is_opened_again_draws_other_configurations_than_before(tmp_path: Path) -> None:
+    drawn = []
+    for _ in range(2):
+        study = search.open_study(tmp_path / "study.journal", "given", "random", seed=0)
+        for _ in range(3):
+            trial = study.ask()
+            drawn.append(trial.suggest_float("x", 0, 1))
+            study.tell(trial, 0.5)
+    assert len(set(drawn)) == 6
+
+
+def test_asha_remembers_the_trials_of_an_earlier_session(tmp_path: Path) -> None:
+    study = search.open_study(tmp_path / "study.journal", "given", "random", seed=0)
+    for value in (0.9, 0.8, 0.7):
+        trial = study.ask()
+        for epoch in range(1, MAX_EPOCHS + 1):
+            trial.report(value, epoch)
+        study.tell(trial, value)
+    stub: Any = type("Trial", (), {"trial_id": "new"})()
+    bracket = search._asha(MAX_EPOCHS, study)._brackets[0]
+    assert bracket.on_result(stub, 2, 0.6) == "STOP"
+    fresh = search._asha(MAX_EPOCHS, search.open_study(tmp_path / "other.journal", "given", "random", seed=0))
+    assert fresh._brackets[0].on_result(stub, 2, 0.6) == "CONTINUE"
+
+
+def test_a_journal_that_a_kill_left_locked_and_cut_short_is_mended(tmp_path: Path) -> None:
+    journal = tmp_path / "study.journal"
+    study = search.open_study(journal, "given", "random", seed=0)
+    study.tell(study.ask(), 0.5)
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + b'{"op_code":4,"wor')
+    (tmp_path / "study.journal.lock").symlink_to(journal)
+
+    mended = search.mend_journal(journal)
+    assert mended == "study.journal: a stale lock removed, 17 bytes of a line that was cut short removed"
+    assert journal.read_bytes() == whole
+    study = search.open_study(journal, "given", "random", seed=0)
+    study.tell(study.ask(), 0.7)
+    assert [trial.value for trial in reopen(tmp_path).trials] == [0.5, 0.7]
+    assert search.mend_journal(journal) is None
+    assert search.mend_journal(tmp_path / "absent.journal") is None

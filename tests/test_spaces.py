@@ -1,6 +1,7 @@
 """Search spaces: whatever is drawn is a valid configuration whose model runs; a broken space is told in one line."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from cifar_ray.config import InputError, Task, TrialConfig, trial_config
 from cifar_ray.models import build_model, count_params
-from cifar_ray.search import Space, load_space
+from cifar_ray.space import Space, load_space
 
 SPACES = ["cnn"]
 TASKS = [
@@ -21,6 +22,7 @@ TASKS = [
     for num_classes, channels, size in ((2, 1, 28), (10, 3, 32), (200, 3, 64))
     for device in ("cpu", "cuda")
 ]
+IMBALANCED = replace(TASKS[4], imbalance=1.6)
 NUM_SAMPLES = 200
 NUM_SHAPES = 40
 NUM_RUN = 3
@@ -58,7 +60,7 @@ def runs_forward(config: TrialConfig, task: Task, device: str) -> bool:
         return model(images).shape == (2, task.num_classes)
 
 
-@pytest.mark.parametrize("task", TASKS, ids=task_name)
+@pytest.mark.parametrize("task", [*TASKS, IMBALANCED], ids=task_name)
 @pytest.mark.parametrize("name", SPACES)
 def test_whatever_a_space_draws_is_a_model_that_runs(name: str, task: Task) -> None:
     drawn = samples(load_space(name), task, NUM_SAMPLES)
@@ -74,7 +76,7 @@ def test_whatever_a_space_draws_is_a_model_that_runs(name: str, task: Task) -> N
     assert len({str(config) for _, config in drawn}) > NUM_SAMPLES * 0.9
 
 
-@pytest.mark.parametrize("task", [TASKS[4], TASKS[5]], ids=task_name)
+@pytest.mark.parametrize("task", [TASKS[4], TASKS[5], IMBALANCED], ids=task_name)
 @pytest.mark.parametrize("name", SPACES)
 def test_a_space_uses_every_choice_of_a_configuration_that_it_offers(name: str, task: Task) -> None:
     drawn = samples(load_space(name), task, NUM_SAMPLES)
@@ -84,6 +86,41 @@ def test_a_space_uses_every_choice_of_a_configuration_that_it_offers(name: str, 
             names.setdefault(key, set()).add(value)
     assert names.keys() >= load_space(name).default(task).keys()
     assert all(len(values) > 1 for values in names.values())
+
+
+@pytest.mark.parametrize("task", [TASKS[4], TASKS[5]], ids=task_name)
+def test_the_cnn_space_reaches_every_norm_activation_and_optimizer(task: Task) -> None:
+    configs = [config for _, config in samples(load_space("cnn"), task, NUM_SAMPLES)]
+    assert {c.model.norm for c in configs} == {"none", "batch", "group", "evonorm_s0", "evonorm_b0"}
+    assert {c.model.activation for c in configs} == {"relu", "mish", "silu", "gelu"}
+    assert {c.optimizer.name for c in configs} == {"sgd", "adamw", "muon"}
+    assert {0} < {c.model.head_hidden for c in configs}
+    # Filter sizes are drawn stage by stage.
+    assert len({tuple(c.model.kernel_sizes) for c in configs if len(c.model.kernel_sizes) == 3}) == 2**3
+
+
+def test_the_cnn_space_draws_nothing_that_a_model_ignores() -> None:
+    for params, config in samples(load_space("cnn"), TASKS[4], NUM_SAMPLES):
+        norm = config.model.norm
+        assert ("model/activation" in params) == (not norm.startswith("evonorm"))
+        assert ("model/norm_placement" in params) == (norm in ("batch", "group"))
+        assert {key for key in params if key.startswith("optimizer/")} == {
+            "optimizer/name",
+            f"optimizer/{config.optimizer.name}_lr",
+            f"optimizer/{config.optimizer.name}_weight_decay",
+        }
+        assert config.optimizer.lr == params[f"optimizer/{config.optimizer.name}_lr"]
+        assert config.optimizer.weight_decay == params[f"optimizer/{config.optimizer.name}_weight_decay"]
+        kernel_sizes = [params[f"model/stage{stage}/kernel_size"] for stage in range(1, params["model/stages"] + 1)]
+        assert config.model.kernel_sizes == kernel_sizes
+        assert sum(key.endswith("kernel_size") for key in params) == params["model/stages"]
+
+
+@pytest.mark.parametrize(("imbalance", "drawn"), [(1.0, {"none"}), (1.5, {"none"}), (1.6, {"none", "balanced"})])
+def test_class_weights_are_drawn_only_where_the_classes_differ_in_size(imbalance: float, drawn: set[str]) -> None:
+    space, task = load_space("cnn"), replace(TASKS[4], imbalance=imbalance)
+    assert {config.class_weights for _, config in samples(space, task, 50)} == drawn
+    assert space.default_config(task) == space.default_config(TASKS[4])
 
 
 @pytest.mark.parametrize("task", TASKS[:2], ids=task_name)
@@ -116,7 +153,7 @@ def enqueued(space: Space, task: Task) -> tuple[optuna.Trial, TrialConfig]:
         return trial, space.config(trial, task)
 
 
-@pytest.mark.parametrize("task", TASKS, ids=task_name)
+@pytest.mark.parametrize("task", [*TASKS, IMBALANCED], ids=task_name)
 @pytest.mark.parametrize("name", SPACES)
 def test_the_default_recipe_is_drawn_as_it_is_written(name: str, task: Task) -> None:
     space = load_space(name)

@@ -1,16 +1,18 @@
-"""What the terminal shows, on a terminal and in a pipe."""
+"""What is kept of a search and of the final training while they run: the live line, histories, TensorBoard events."""
 
 import io
-import os
-import pty
+import threading
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from cifar_ray import pipeline
-from cifar_ray.data import load_data
-from cifar_ray.progress import Console, duration
-from cifar_ray.results import RunFolder
-from cifar_ray.settings import TuneSettings
-from cifar_ray.watch import FinalsWatch, SearchWatch
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cifar_ray.progress import Console
+from cifar_ray.results import RunFolder, read_csv
+from cifar_ray.watch import SCALARS, EventWriters, FinalsWatch, SearchWatch
 
 ROW = {
     "epoch": 1,
@@ -28,77 +30,150 @@ ROW = {
 }
 
 
-def record(number: int, state: str, value: float | None = 0.5, reason: str | None = None) -> dict[str, object]:
-    best = None if value is None else {"val_metric": value}
-    return {"number": number, "name": f"trial-{number:04d}", "state": state, "best": best, "reason": reason}
+def record(number: int, state: str, value: float | None = 0.5, reason: str | None = None) -> dict[str, Any]:
+    return {
+        "number": number,
+        "name": f"trial-{number:04d}",
+        "params": {},
+        "state": state,
+        "reason": reason,
+        "epochs": 0 if value is None else 1,
+        "num_params": None,
+        "best": None if value is None else {"val_metric": value},
+        "seconds": {},
+    }
 
 
-def test_the_status_line_counts_trials_by_state_and_names_the_best(tmp_path: Path) -> None:
+def watch_run(folder: Path, stream: io.StringIO | None = None, finished: Sequence[dict[str, Any]] = ()) -> SearchWatch:
+    return SearchWatch(RunFolder(folder), Console(stream or io.StringIO()), 10, 2, {}, finished)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that the live line believes in, to be set."""
+    now = [1000.0]
+    monkeypatch.setattr("cifar_ray.watch.time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_the_status_line_counts_trials_by_state_and_names_the_best(tmp_path: Path, clock: list[float]) -> None:
     stream = io.StringIO()
-    watch = SearchWatch(RunFolder(tmp_path), Console(stream), num_trials=10, slots=2)
+    watch = watch_run(tmp_path, stream)
+    clock[0] += 60  # two trials a minute
     for number in range(4):
-        watch.trial_began(number)
+        watch.trial_began(number, {})
     watch.epoch_ended(0, ROW)
     watch.trial_ended(record(0, "complete", 0.625))
     watch.trial_ended(record(1, "pruned", 0.25))
     watch.trial_ended(record(2, "failed", None, "non-finite loss in epoch 1"))
-    watch.began -= 60  # two trials a minute
     assert watch.status() == (
-        "2/10 done, 1 running, 1 pruned | 4 min 00 s left, 2/min | best 0.6250 trial-0000 | 1 failed"
+        "2/10 done, 1 pruned, 1 failed | 4 min 00 s left | best 0.6250 trial-0000 | 2/min | 1 running"
     )
-    assert "trial-0002 failed: non-finite loss in epoch 1\n" in stream.getvalue()
+    assert stream.getvalue().splitlines() == [
+        "0/10 done | 2 running",  # and no more for ten seconds
+        "trial-0002 failed: non-finite loss in epoch 1",
+    ]
+
+
+def test_infeasible_trials_are_counted_and_not_told_one_by_one(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    watch = watch_run(tmp_path, stream)
+    num_threads = threading.active_count()
+    for number in range(50):
+        watch.trial_began(number, {})
+        watch.trial_ended(record(number, "infeasible", None, "900,000 parameters, more than --max-params 100,000"))
+    assert watch.status() == "0/10 done, 50 infeasible | 0 running"
+    assert stream.getvalue() == "0/10 done, 1 infeasible | 0 running\n"
+    assert threading.active_count() == num_threads  # there can be hundreds of them
 
 
 def test_a_trial_drawn_ahead_of_a_free_slot_does_not_count_as_running(tmp_path: Path) -> None:
-    watch = SearchWatch(RunFolder(tmp_path), Console(io.StringIO()), num_trials=10, slots=2)
+    watch = watch_run(tmp_path)
     for number in range(3):
-        watch.trial_began(number)
+        watch.trial_began(number, {})
     assert "2 running" in watch.status()
 
 
-def test_final_training_tells_the_time_left_from_the_rate_of_its_epochs(tmp_path: Path) -> None:
+def test_trials_of_an_earlier_session_count_as_done_but_not_towards_the_rate(
+    tmp_path: Path, clock: list[float]
+) -> None:
+    finished = [record(0, "complete", 0.75), record(1, "pruned", 0.25), record(2, "infeasible", None)]
+    watch = watch_run(tmp_path, finished=finished)
+    clock[0] += 60  # one trial a minute
+    assert watch.status() == "2/10 done, 1 pruned, 1 infeasible | best 0.7500 trial-0000 | 0 running"
+    watch.trial_began(3, {})
+    watch.trial_ended(record(3, "complete", 0.5))
+    assert watch.status() == (
+        "3/10 done, 1 pruned, 1 infeasible | 7 min 00 s left | best 0.7500 trial-0000 | 1/min | 0 running"
+    )
+
+
+def test_the_files_of_an_earlier_session_s_trials_are_left_alone(tmp_path: Path) -> None:
+    watch = watch_run(tmp_path)
+    watch.trial_began(0, {})
+    watch.epoch_ended(0, ROW)
+    watch.trial_ended(record(0, "complete"))
+    before = {path: path.read_bytes() for path in (tmp_path / "trials").rglob("*.*")}
+    watch_run(tmp_path, finished=[record(0, "complete")])
+    assert {path: path.read_bytes() for path in (tmp_path / "trials").rglob("*.*")} == before
+    assert len(before) == 2
+
+
+def test_a_trial_that_is_run_again_leaves_one_history_and_one_set_of_events(tmp_path: Path) -> None:
+    watch = watch_run(tmp_path)
+    watch.trial_began(0, {})
+    for epoch in (1, 2, 3):
+        watch.epoch_ended(0, {**ROW, "epoch": epoch, "val_loss": 9.0})
+    # The process is killed; in the next session the trial is stopped earlier.
+    watch = watch_run(tmp_path)
+    watch.trial_began(0, {})
+    watch.epoch_ended(0, ROW)
+    watch.trial_ended(record(0, "pruned"))
+    folder = tmp_path / "trials" / "0000"
+    assert [row["epoch"] for row in read_csv(folder / "history.csv")] == [1]
+    events = EventAccumulator(str(folder)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss/val")] == [(1, 1.0)]
+    assert len(list(folder.glob("events*"))) == 1
+
+
+def test_tensorboard_reads_the_scalars_of_a_trial_while_it_runs(tmp_path: Path) -> None:
+    watch = watch_run(tmp_path)
+    watch.trial_began(0, {})
+    for epoch in (1, 2):
+        watch.epoch_ended(0, {**ROW, "epoch": epoch, "lr": 0.5**epoch})
+    events = EventAccumulator(str(tmp_path / "trials" / "0000")).Reload()
+    assert set(events.Tags()["scalars"]) == set(SCALARS.values())
+    assert [(event.step, event.value) for event in events.Scalars("optimizer/lr")] == [(1, 0.5), (2, 0.25)]
+    watch.trial_ended(record(0, "complete", 0.625))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("trial/best_val_metric")] == [(1, 0.625)]
+
+
+def test_an_epoch_is_on_disk_when_it_has_been_written(tmp_path: Path) -> None:
+    writers, sizes = EventWriters(), [0]
+    for epoch in range(1, 101):
+        writers.epoch(tmp_path, {**ROW, "epoch": epoch})
+        sizes += [path.stat().st_size for path in tmp_path.iterdir()]
+    writers.close_all()
+    assert len(sizes) == 101
+    assert sizes == sorted(set(sizes))  # longer with every epoch
+
+
+def test_final_training_tells_the_time_left_from_the_rate_of_its_epochs(
+    tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     stream = io.StringIO()
-    console = Console(stream)
-    watch = FinalsWatch(RunFolder(tmp_path), console, num_models=2, max_epochs=2)
+    watch = FinalsWatch(RunFolder(tmp_path), Console(stream), num_models=2, max_epochs=2)
+    monkeypatch.setattr("cifar_ray.progress.PLAIN_INTERVAL_S", 0)
     watch.epoch_ended("default-seed0", ROW)
-    assert stream.getvalue() == "finals 0/2 | epoch 1/4\n"
+    clock[0] += 30
     watch.epoch_ended("default-seed0", {**ROW, "epoch": 2})
     watch.model_ended("default-seed0")
-    assert watch.models_done == 1
-
-
-def test_in_a_pipe_status_lines_come_now_and_then_and_end_in_a_line_feed() -> None:
-    stream = io.StringIO()
-    console = Console(stream)
-    for index in range(100):
-        console.status(f"status {index}")
-    console.line("done")
-    assert stream.getvalue() == "status 0\ndone\n"
-
-
-def test_on_a_terminal_the_status_is_one_line_that_lasting_lines_replace() -> None:
-    primary, secondary = pty.openpty()
-    with os.fdopen(secondary, "w") as stream:
-        console = Console(stream)
-        console.status("first", force=True)
-        console.status("second " + "x" * 200, force=True)
-        console.line("lasting")
-        shown = os.read(primary, 10_000).decode()
-    os.close(primary)
-    assert "\n" not in shown.split("lasting")[0]
-    assert "first\r     \rsecond" in shown
-    assert shown.endswith("\rlasting\r\n")
-
-
-def test_durations_are_for_people() -> None:
-    assert [duration(s) for s in (0.4, 59.4, 200, 18_730)] == ["0 s", "59 s", "3 min 20 s", "5 h 12 min"]
-
-
-def test_a_run_of_hours_is_met_with_a_smaller_command() -> None:
-    data = load_data("digits")
-    slow = {"train_images_per_s": 1.0, "eval_images_per_s": 4.0}
-    text = pipeline.estimate(TuneSettings(data="digits"), data, slow, slots=2)
-    assert " h " in text.splitlines()[0]
-    assert "--train-size 1438 --trials 30 --max-epochs 8 would take" in text.splitlines()[1]
-    fast = {"train_images_per_s": 10_000.0, "eval_images_per_s": 40_000.0}
-    assert len(pipeline.estimate(TuneSettings(data="digits"), data, fast, slots=2).splitlines()) == 1
+    watch.epoch_ended("default-seed1", ROW)
+    assert stream.getvalue().splitlines() == [
+        "finals 0/2 | epoch 1/4",
+        "finals 0/2 | epoch 2/4 | 1 min 00 s left",
+        "finals 1/2 | epoch 3/4 | 15 s left",
+    ]
+    events = EventAccumulator(str(tmp_path / "models" / "default-seed0")).Reload()
+    assert [event.step for event in events.Scalars("accuracy/val")] == [1, 2]

@@ -41,7 +41,7 @@ def train(models: list[FinalModel], arrays: dict[str, np.ndarray], workers: Work
             epochs += 1
 
     with tempfile.TemporaryDirectory() as storage:
-        train_models(models, ray.put(arrays), 10, MAX_EPOCHS, workers, Path(storage), on_message)
+        train_models(models, ray.put(arrays), 10, MAX_EPOCHS, "accuracy", workers, Path(storage), on_message)
     return trained, epochs
 
 

@@ -1,0 +1,67 @@
+"""How long the phases of a run take, given how fast its models are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SEARCH_SHARE = 0.5
+"""Share of `trials * max_epochs` that ASHA lets a search train, about."""
+
+SEARCH_START_S = 5.0
+"""Seconds until the processes of trials are up. This and the next two were measured on a machine of two cores."""
+
+FINALS_START_S = 20.0
+"""Seconds until Ray Train takes its first step."""
+
+EVALUATION_START_S = 10.0
+"""Seconds until the evaluation actors are up, and for the report."""
+
+NUM_TIMED_IMAGES = 8000
+"""Images that the evaluation runs through each configuration to time it."""
+
+MARGIN = 1.15
+"""By how much what is still to come may take longer than it should, where a time budget is to be kept."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Images a second of one configuration on one slot, where all slots are busy."""
+
+    train: float
+    eval: float
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a run has to do, apart from which configurations it does it with."""
+
+    num_train: int
+    num_val: int
+    num_test: int
+    max_epochs: int
+    seeds: int
+    """Of each configuration in the final training."""
+    slots: int
+
+    def epoch_s(self, speed: Speed) -> float:
+        """Seconds of one epoch of training and its validation."""
+        return self.num_train / speed.train + self.num_val / speed.eval
+
+    def search_s(self, num_trials: int, speed: Speed) -> float:
+        """Seconds of a search whose models are about as fast as `speed`."""
+        return SEARCH_START_S + num_trials * SEARCH_SHARE * self.max_epochs * self.epoch_s(speed) / self.slots
+
+    def finals_s(self, speeds: Sequence[Speed]) -> float:
+        """Seconds of the final training of configurations with these speeds, at most: the slots may share it badly."""
+        trainings = [self.max_epochs * self.epoch_s(speed) for speed in speeds for _ in range(self.seeds)]
+        if not trainings:
+            return 0.0
+        return FINALS_START_S + sum(trainings) / self.slots + max(trainings) * (1 - 1 / self.slots)
+
+    def evaluation_s(self, speeds: Sequence[Speed]) -> float:
+        """Seconds of the evaluation of configurations with these speeds, and of the report."""
+        scoring = sum(self.seeds * self.num_test / speed.eval for speed in speeds) / self.slots
+        return EVALUATION_START_S + scoring + sum(NUM_TIMED_IMAGES / speed.eval for speed in speeds)
+
+    def after_search_s(self, speeds: Sequence[Speed]) -> float:
+        """Seconds to keep for what follows a search that has chosen configurations with these speeds."""
+        return MARGIN * (self.finals_s(speeds) + self.evaluation_s(speeds))

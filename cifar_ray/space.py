@@ -1,0 +1,175 @@
+"""Search spaces: Python files that draw a configuration with Optuna's `suggest_*` calls. Only the driver loads them."""
+
+import hashlib
+import importlib.util
+import os
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import optuna
+from optuna.distributions import CategoricalDistribution
+
+from cifar_ray.config import InputError, Task, TrialConfig, trial_config
+from cifar_ray.hparams import Domain
+
+
+@dataclass(frozen=True)
+class Space:
+    """A search space: a Python file with `space(trial, task)` and, if it likes, `default(task)`."""
+
+    name: str
+    draw: Callable[[Any, Task], dict[str, Any]]
+    default: Callable[[Task], dict[str, Any]] | None = None
+    """Parameter values of trial 0. Without it trial 0 is the default recipe of the built-in space `cnn`."""
+    sha256: str = ""
+    """Of its file: a run is not taken up again with another one."""
+    file: str = ""
+    """For messages."""
+
+    def config(self, trial: optuna.Trial | optuna.trial.FixedTrial, task: Task) -> TrialConfig:
+        """Draw a configuration. Raises InputError where the space's code is wrong."""
+        try:
+            values = self.draw(trial, task)
+        except Exception as error:
+            raise self._told(error) from error
+        return trial_config(values, f"space {self.name}")
+
+    def default_config(self, task: Task) -> TrialConfig:
+        """The configuration of trial 0.
+
+        Raises:
+            InputError: `default` does not give the values of just those parameters that the space then draws.
+        """
+        if self.default is None:
+            return load_space("cnn").default_config(task)
+        try:
+            params = self.default(task)
+        except Exception as error:
+            raise self._told(error) from error
+        where = f"space {self.name}: default(task)"
+        if not isinstance(params, dict):
+            raise InputError(f"{where} must return a dict of parameter values, not {params!r:.60} ({self.file})")
+        # As the search does it. A fixed trial would be content with values that are never asked for.
+        study = optuna.create_study()
+        study.enqueue_trial(params)
+        trial = study.ask()
+        try:
+            config = self.config(trial, task)
+        except InputError as error:
+            raise InputError(f"{error}, with the values that its default(task) gives") from error
+        try:
+            # The study takes a value from outside its range, and only warns.
+            optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, value=0.0)
+        except ValueError as error:
+            raise InputError(f"{where} gives a value that the space does not draw: {one_line(error)}") from error
+        if lacking := trial.params.keys() - params.keys():
+            raise InputError(f"{where} lacks {_names(lacking)}, which the space draws then: add it ({self.file})")
+        if unknown := params.keys() - trial.params.keys():
+            raise InputError(
+                f"{where} gives {_names(unknown)}, which the space does not draw then: correct it ({self.file})"
+            )
+        return config
+
+    def _told(self, error: Exception) -> InputError:
+        return InputError(f"space {self.name}: {type(error).__name__}: {one_line(error)} ({_place(error, self.file)})")
+
+
+def load_spaces(names: str) -> list[Space]:
+    """Load the spaces of a comma-separated list, each as :func:`load_space` does.
+
+    Raises:
+        InputError: there is no such space, its file is broken, or two of them have the same name.
+    """
+    spaces = [load_space(name) for name in names.split(",")]
+    if len({space.name for space in spaces}) < len(spaces):
+        raise InputError(f"--space: two spaces in {names!r} have the same name; give one only, or rename its file")
+    return spaces
+
+
+def load_space(name: str) -> Space:
+    """Load a space by the name of a built-in one or the path of a Python file; only the driver does.
+
+    Raises:
+        InputError: there is no such space, or its file is broken.
+    """
+    package = importlib.util.find_spec("search_spaces")
+    assert package is not None and package.submodule_search_locations
+    builtin = {path.stem: path for path in Path(package.submodule_search_locations[0]).glob("[a-z]*.py")}
+    path = builtin.get(name, Path(name))
+    if name not in builtin and not (name.endswith(".py") and os.path.isfile(path)):
+        known = ", ".join(sorted(builtin))
+        raise InputError(f"--space: no space {name!r}; take one of {known}, or the path of a Python file")
+    module = _import_file(path)
+    if not callable(getattr(module, "space", None)):
+        raise InputError(f"--space: {path} defines no function space(trial, task)")
+    default = getattr(module, "default", None)
+    if default is not None and not callable(default):
+        raise InputError(f"--space: {path}: default must be a function default(task), not {default!r:.60}")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Space(path.stem, module.space, default, sha256, str(module.__file__))
+
+
+def _import_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"cifar_ray_space_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # a script that ends itself must not end the command without a word
+        place = _place(error, str(module.__file__))
+        raise InputError(f"--space: {place} cannot be loaded: {type(error).__name__}: {one_line(error)}") from error
+    return module
+
+
+def _place(error: BaseException, file: str) -> str:
+    """Where in the user's `file` an error arose, rather than in a library that it called."""
+    lines = [line for line in traceback.extract_tb(error.__traceback__) if line.filename == file]
+    return f"{file}:{lines[-1].lineno}" if lines else file
+
+
+def _names(params: Iterable[Any]) -> str:
+    return ", ".join(sorted(map(repr, params)))
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def sample_space(space: Space, task: Task, num_samples: int) -> list[tuple[optuna.trial.FrozenTrial, TrialConfig]]:
+    """Draw random configurations, none of which any study remembers, and trial 0's in front of them.
+
+    Raises:
+        InputError: the space gives something that is no valid configuration.
+    """
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    if space.default is not None:
+        space.default_config(task)  # to tell what is wrong with it
+        study.enqueue_trial(space.default(task))
+    trials = [study.ask() for _ in range(num_samples + 1)]
+    drawn = [(study.trials[trial.number], config) for trial in trials if (config := space.config(trial, task))]
+    for name, domain in param_domains(trial for trial, _ in drawn).items():
+        # A tuple comes back from the study's journal as a list, which Optuna then takes for another choice.
+        if unfit := [one for one in domain or () if one is not None and not isinstance(one, (bool, int, float, str))]:
+            raise InputError(
+                f"space {space.name}: {name!r} has the choice {unfit[0]!r:.60}, which the study cannot keep: "
+                f"choose among names or numbers, and look the value up ({space.file})"
+            )
+    return drawn
+
+
+def param_domains(trials: Iterable[optuna.trial.FrozenTrial]) -> dict[str, Domain]:
+    """What each parameter that the trials drew can be: the choices of a categorical one, the bounds of a number."""
+    domains: dict[str, Domain] = {}
+    for trial in trials:
+        for name, distribution in trial.distributions.items():
+            if isinstance(distribution, CategoricalDistribution):
+                domains[name] = list(distribution.choices)
+            elif isinstance(
+                distribution, (optuna.distributions.IntDistribution, optuna.distributions.FloatDistribution)
+            ):
+                domains[name] = (distribution.low, distribution.high)
+    return domains

@@ -1,0 +1,21 @@
+"""`python -m cifar_ray.train`: named models over several seeds, evaluation, report."""
+
+import os
+from collections.abc import Sequence
+
+from cifar_ray.command import parse_flags, run_command
+from cifar_ray.settings import TrainSettings, run_settings
+
+
+def main(argv: Sequence[str]) -> int:
+    settings = run_settings(TrainSettings, "train", parse_flags(TrainSettings, "train", argv))
+    if settings.address is not None:
+        os.environ["RAY_ADDRESS"] = settings.address
+    # torch and Ray take seconds to import: a wrong flag is told, and --help shown, before that.
+    from cifar_ray.train_run import train
+
+    return train(settings)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,129 @@
+"""What `python -m cifar_ray.train` does: train named models over several seeds, evaluate and report them."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cifar_ray.config import InputError, Task, TrialConfig, load_trial_config
+from cifar_ray.data import DataSplits
+from cifar_ray.launch import Place, Run
+from cifar_ray.pipeline import begin, finish, make_task, make_workload, measure_speeds, recorded, started
+from cifar_ray.presets import PRESETS, preset
+from cifar_ray.progress import duration
+from cifar_ray.results import read_json
+from cifar_ray.search import trial_seed
+from cifar_ray.settings import TrainSettings
+from cifar_ray.trial import TrialSettings
+from cifar_ray.worker import FinalModel
+
+DEFAULT_DATA, DEFAULT_MAX_EPOCHS, DEFAULT_METRIC = "cifar10", 30, "accuracy"
+"""Of a model that no --config says otherwise of."""
+
+FROM_CARD = ("config_name", "data", "max_epochs", "metric", "resize", "training_seed")
+"""What is taken from the config.json of a saved model."""
+
+
+def train(settings: TrainSettings) -> int:
+    """Run `python -m cifar_ray.train`; return its exit code. Raises InputError, and then leaves no run folder."""
+    if not settings.preset and not settings.config:
+        raise InputError(f"give --preset NAME ({', '.join(PRESETS)}) or --config FILE, or several of them")
+    for name in settings.preset:
+        if name not in PRESETS:
+            raise InputError(f"--preset: no preset {name!r}; take one of {', '.join(PRESETS)}")
+    saved = [_read_config(path) for path in settings.config]
+    names = [*settings.preset, *(one.name for one in saved)]
+    if double := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"--preset, --config: two models are called {double}; give one only, or copy its file")
+    settings = _with_defaults_of(settings, saved[0].card if saved else {})
+    run = Run(settings, "train", "-".join(["train", *names])[:40])
+    run.check_unchanged(**{str(one.path): one.config.to_dict() for one in saved})
+    with started(run, "training", str(settings.data)) as opened:
+        return 0 if opened is None else _train(*opened, settings, saved)
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """A configuration from a file: bare, or with the card of a saved model."""
+
+    path: Path
+    name: str
+    config: TrialConfig
+    card: dict[str, Any]
+    """Empty where the configuration is bare."""
+
+
+def _read_config(path: Path) -> _Saved:
+    config, values = load_trial_config(path), read_json(path)
+    if "config" not in values:
+        return _Saved(path, path.parent.name if path.stem == "config" else path.stem, config, {})
+    if missing := [name for name in FROM_CARD if name not in values]:
+        raise InputError(
+            f"--config: {path}: has no {missing[0]}; take the config.json of a model, or its `config` alone"
+        )
+    return _Saved(path, values["config_name"], config, values)
+
+
+def _train(place: Place, data: DataSplits, settings: TrainSettings, saved: Sequence[_Saved]) -> int:
+    assert settings.max_epochs is not None
+    task = make_task(place, data)
+    models = _named_models(settings, task, saved)
+    arrays = ray.put(data.training_arrays())
+    shared = TrialSettings(
+        data=[arrays],
+        num_classes=task.num_classes,
+        max_epochs=settings.max_epochs,
+        patience=settings.max_epochs,
+        metric=str(settings.metric),
+        num_threads=settings.cpus_per_trial,
+    )
+    work = make_workload(place, data, settings.max_epochs, settings.seeds)
+    configs = {model.config_name: model.config for model in models}
+    speeds = [measure_speeds(place, config, shared)[0] for config in configs.values()]
+    whole = work.finals_s(speeds) + work.evaluation_s(speeds)
+    place.console.line(f"estimate    {duration(whole)} for {len(models)} models")
+    begin(place, data)
+    with recorded(place, "finals") as rows:
+        rows += finish(place, data, arrays, models, settings.max_epochs)
+    return 0 if rows else 1
+
+
+def _with_defaults_of(settings: TrainSettings, card: dict[str, Any]) -> TrainSettings:
+    """Fill in what was not given: from the first --config, so that it alone trains the same model again."""
+    if settings.data is None and card:
+        native = card["resize"]["rule"] == "native"
+        settings = replace(
+            settings,
+            data=card["data"]["source"],
+            train_size=settings.train_size or card["data"]["train_size"],
+            image_size=settings.image_size or (None if native else card["resize"]["image_size"]),
+        )
+    return replace(
+        settings,
+        data=settings.data or DEFAULT_DATA,
+        max_epochs=settings.max_epochs or card.get("max_epochs", DEFAULT_MAX_EPOCHS),
+        metric=settings.metric or card.get("metric", DEFAULT_METRIC),
+    )
+
+
+def _named_models(settings: TrainSettings, task: Task, saved: Sequence[_Saved]) -> list[FinalModel]:
+    """The models of `--preset` and `--config`, all their seeds.
+
+    The first seed of a saved model is the one that it was trained with.
+    """
+    named: list[tuple[str, TrialConfig, int | None]] = [(name, preset(name, task), None) for name in settings.preset]
+    named += [(one.name, one.config, one.card.get("training_seed")) for one in saved]
+    return [
+        FinalModel(name, None, seed_index, _training_seed(settings.seed, name, seed_index, recorded), config)
+        for name, config, recorded in named
+        for seed_index in range(settings.seeds)
+    ]
+
+
+def _training_seed(seed: int, name: str, seed_index: int, recorded: int | None) -> int:
+    if seed_index == 0 and recorded is not None:
+        return recorded
+    return trial_seed(seed, zlib.crc32(name.encode()), seed_index)

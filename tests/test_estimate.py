@@ -1,0 +1,92 @@
+"""How long a run takes, against sums by hand."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cifar_ray.config import InputError
+from cifar_ray.estimate import EVALUATION_START_S, FINALS_START_S, MARGIN, NUM_TIMED_IMAGES, Speed, Workload
+from cifar_ray.settings import TuneSettings
+from cifar_ray.tune_run import Clock, check_time_budget, estimate
+
+WORK = Workload(num_train=1000, num_val=200, num_test=500, max_epochs=10, seeds=3, slots=2)
+FAST, SLOW = Speed(train=1000.0, eval=2000.0), Speed(train=100.0, eval=1000.0)
+
+
+def test_an_epoch_trains_and_validates() -> None:
+    assert WORK.epoch_s(FAST) == pytest.approx(1.1)
+    assert WORK.epoch_s(SLOW) == pytest.approx(10.2)
+
+
+def test_final_training_is_shared_by_the_slots_but_the_longest_one_may_come_last() -> None:
+    assert WORK.finals_s([]) == 0.0
+    assert WORK.finals_s([FAST]) == pytest.approx(FINALS_START_S + 3 * 11 / 2 + 11 / 2)
+    assert WORK.finals_s([FAST, SLOW]) == pytest.approx(FINALS_START_S + 3 * (11 + 102) / 2 + 102 / 2)
+
+
+def test_the_evaluation_scores_every_seed_and_times_every_configuration() -> None:
+    expected = EVALUATION_START_S + 3 * 500 / 1000 / 2 + NUM_TIMED_IMAGES / 1000
+    assert WORK.evaluation_s([SLOW]) == pytest.approx(expected)
+    assert WORK.after_search_s([SLOW]) == pytest.approx(MARGIN * (WORK.finals_s([SLOW]) + expected))
+
+
+def test_a_search_with_more_trials_takes_longer() -> None:
+    assert WORK.search_s(20, FAST) - WORK.search_s(10, FAST) == pytest.approx(10 * 0.5 * 10 * 1.1 / 2)
+
+
+def test_a_run_of_hours_is_met_with_a_smaller_command() -> None:
+    work = Workload(num_train=1150, num_val=288, num_test=359, max_epochs=30, seeds=3, slots=2)
+    text = estimate(TuneSettings(data="digits"), work, Speed(train=1.0, eval=4.0)).splitlines()
+    assert " h " in text[0]
+    assert "--train-size 1438 --trials 30 --max-epochs 8 would take" in text[2]
+    assert len(estimate(TuneSettings(data="digits"), work, Speed(train=10_000.0, eval=40_000.0)).splitlines()) == 2
+
+
+def record(number: int, epochs: int, train_s: float, eval_s: float) -> dict[str, Any]:
+    best = {"val_metric": number / 10, "val_loss": 1.0}
+    seconds = {"train": train_s, "eval": eval_s}
+    name = "default" if number == 0 else f"trial-{number:04d}"
+    known = {"number": number, "name": name, "space": "cnn", "config": {"lr": number}, "state": "complete"}
+    return {**known, "best": best, "epochs": epochs, "seconds": seconds}
+
+
+def run_that_took(total: float) -> Any:
+    return SimpleNamespace(phases=SimpleNamespace(total=total))
+
+
+def test_a_search_leaves_time_for_the_finals_of_the_configurations_that_it_has_found() -> None:
+    settings = TuneSettings(time_budget=1000.0, finalists=2)
+    clock = Clock(settings, run_that_took(100.0), WORK, FAST)
+    epoch = max(WORK.epoch_s(FAST), WORK.epoch_s(SLOW))
+    nothing_known = 1000 - 100 - WORK.after_search_s([FAST] * 3) - WORK.epoch_s(FAST)
+    assert clock.left_s([]) == pytest.approx(nothing_known)
+    # The default and two others, one of which is as slow as SLOW: 10 s and 0.2 s an epoch.
+    records = [record(0, 10, 10.0, 1.0), record(1, 10, 10.0, 1.0), record(2, 5, 50.0, 1.0)]
+    assert clock.left_s(records) == pytest.approx(1000 - 100 - WORK.after_search_s([SLOW, FAST, FAST]) - epoch)
+    assert not clock.out_of_time([], 1)(records)
+    late = Clock(settings, run_that_took(1000.0 - WORK.after_search_s([SLOW, FAST, FAST])), WORK, FAST)
+    assert late.out_of_time([], 1)(records)
+
+
+def test_each_of_several_spaces_has_an_equal_share_of_the_time() -> None:
+    run = run_that_took(0.0)
+    clock = Clock(TuneSettings(time_budget=1000.0), run, WORK, FAST)
+    left = clock.left_s([])
+    out_of_time = clock.out_of_time([], 2)
+    run.phases.total = 0.49 * left
+    assert not out_of_time([])
+    run.phases.total = 0.51 * left
+    assert out_of_time([])
+    assert not clock.out_of_time([], 1)([])  # the last one has what is left
+
+
+def test_without_a_budget_the_time_is_never_up() -> None:
+    clock = Clock(TuneSettings(), run_that_took(1e9), WORK, FAST)
+    assert not clock.out_of_time([], 2)([])
+
+
+def test_a_budget_that_what_follows_the_search_needs_alone_is_refused() -> None:
+    with pytest.raises(InputError, match=r"--time-budget: 1 min 00 s is too short: .* take about 16 min .*; give more"):
+        check_time_budget(TuneSettings(time_budget=60.0), run_that_took(10.0), WORK, SLOW)
+    check_time_budget(TuneSettings(time_budget=36000.0), run_that_took(10.0), WORK, SLOW)

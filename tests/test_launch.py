@@ -1,0 +1,113 @@
+"""How a run begins: its place on disk, its lock, its clock, and what a resumed one refuses."""
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cifar_ray.config import InputError
+from cifar_ray.data import load_data
+from cifar_ray.launch import Phases, Run, sigterm_as_ctrl_c
+from cifar_ray.runtime import Hardware, Node
+from cifar_ray.settings import TuneSettings
+
+HARDWARE = Hardware("cpu", "some processor", 2, 0, (Node(2, 0),))
+
+
+def settings(tmp_path: Path, **values: Any) -> TuneSettings:
+    return TuneSettings(data="digits", runs_dir=tmp_path / "runs", **values)
+
+
+def begin(run: Run) -> None:
+    run.begin(load_data("digits", train_size=100), HARDWARE, slots=2)
+
+
+def resume(run: Run, tmp_path: Path) -> Run:
+    return Run(settings(tmp_path, name=run.folder.root.name, resume=str(run.folder.root)), "tune", "cnn")
+
+
+def test_a_run_that_is_running_cannot_be_taken_up_and_one_that_ended_can(tmp_path: Path) -> None:
+    run = Run(settings(tmp_path), "tune", "cnn")
+    begin(run)
+    with pytest.raises(InputError, match="is running; end it first"):
+        resume(run, tmp_path)
+    run.close()
+    again = resume(run, tmp_path)
+    begin(again)
+    about = json.loads(run.folder.run_json.read_text())
+    assert len(about["resumed"]) == 1 and about["start"] and about["end"] is None
+    again.end()
+    again.close()
+    assert resume(run, tmp_path).finished
+
+
+def test_a_run_with_other_data_or_another_space_is_not_taken_up(tmp_path: Path) -> None:
+    run = Run(settings(tmp_path), "tune", "cnn")
+    run.check_unchanged(data="a fingerprint", **{"the file of space cnn": "a hash"})
+    begin(run)
+    run.close()
+    again = resume(run, tmp_path)
+    again.check_unchanged(data="a fingerprint")
+    with pytest.raises(InputError, match="--resume: data has changed since"):
+        again.check_unchanged(data="another")
+    with pytest.raises(InputError, match="--resume: the file of space cnn has changed since"):
+        again.check_unchanged(**{"the file of space cnn": "another"})
+    again.close()
+
+
+def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:
+    runs = [Run(settings(tmp_path), "tune", "cnn") for _ in range(2)]
+    for run in runs:
+        begin(run)
+        run.close()
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_of_two_runs_with_one_name_the_second_is_refused_however_close_they_are(tmp_path: Path) -> None:
+    first, second = (Run(settings(tmp_path, name="same"), "tune", "cnn") for _ in range(2))
+    begin(first)
+    with pytest.raises(InputError, match="a run 'same' was begun meanwhile"):
+        begin(second)
+    first.close()
+    with pytest.raises(InputError, match="a run 'same' exists in"):
+        Run(settings(tmp_path, name="same"), "tune", "cnn")
+
+
+def test_a_runs_folder_that_cannot_be_written_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (Path("/proc/runs"), tmp_path / "file" / "runs"):
+        with pytest.raises(InputError, match=r"--runs-dir: cannot write in .*; choose another"):
+            Run(TuneSettings(data="digits", runs_dir=place), "tune", "cnn")
+
+
+def test_a_full_disk_is_told_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000_000))
+    with pytest.raises(InputError, match=r"--runs-dir: 5 MB are free in .*, a run needs 200: make room there"):
+        Run(settings(tmp_path), "tune", "cnn")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_phases_add_up_over_the_sessions_of_a_run() -> None:
+    phases = Phases({"startup": 100.0, "search": 50.0})
+    startup = phases.next("search")
+    assert phases.seconds["startup"] == 100.0 + startup and startup > 0  # it began with the process
+    time.sleep(0.02)
+    assert phases.current >= 50.02
+    assert phases.total == pytest.approx(sum(phases.seconds.values()) + phases.current - 50.0, abs=0.01)
+    searched = phases.next(None)
+    assert phases.seconds["search"] == 50.0 + searched
+    time.sleep(0.02)
+    phases.next(None)
+    assert sum(phases.seconds.values()) == pytest.approx(150.0 + startup + searched)
+
+
+def test_sigterm_is_a_ctrl_c() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,0 +1,87 @@
+"""Named configurations: they fit whatever images there are, and they learn."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cifar_ray.config import InputError, Task, TrialConfig, trial_config
+from cifar_ray.loop import DeviceData, run_experiment
+from cifar_ray.models import build_model, count_params
+from cifar_ray.presets import PRESETS, preset
+from cifar_ray.space import load_space
+
+CIFAR10 = Task(10, 3, 32, 45_000, "cpu")
+DIGITS = Task(10, 1, 8, 1150, "cpu", flips=(False,))
+TASKS = [CIFAR10, DIGITS, Task(2, 1, 9, 20, "cuda"), Task(100, 3, 64, 1000, "cuda"), Task(3, 3, 160, 50, "cpu")]
+TUTORIAL = ["simple-cnn", "mish-cnn", "mish-bn-cnn", "evonorm-cnn"]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_these_are_the_presets() -> None:
+    assert list(PRESETS) == [*TUTORIAL, "small-cnn", "fast-cnn"]
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.image_size}px-{task.channels}c")
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_a_model_for_any_images(name: str, task: Task) -> None:
+    config = preset(name, task)
+    assert trial_config(config.to_dict(), "here") == config
+    assert preset(name, task) == config
+    with torch.device("meta"):  # without memory or arithmetic: this shows that the shapes fit
+        model = build_model(config, num_classes=task.num_classes, channels=task.channels, image_size=task.image_size)
+        images = torch.zeros(2, task.channels, task.image_size, task.image_size, dtype=torch.uint8)
+        assert model(images).shape == (2, task.num_classes)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_mirrors_images_only_where_that_makes_sense(name: str) -> None:
+    assert preset(name, CIFAR10).augment.flip
+    assert not preset(name, replace(CIFAR10, flips=(False,))).augment.flip
+
+
+@pytest.mark.parametrize(("name", "device"), [("small-cnn", "cpu"), ("fast-cnn", "cuda")])
+def test_the_default_recipes_are_those_of_the_space_whatever_the_device(name: str, device: str) -> None:
+    space = load_space("cnn")
+    for task in TASKS:
+        expected = space.default_config(replace(task, device=device))  # type: ignore[arg-type]
+        for kind in ("cpu", "cuda"):
+            assert preset(name, replace(task, device=kind)) == expected  # type: ignore[arg-type]
+    assert preset("small-cnn", CIFAR10) != preset("fast-cnn", CIFAR10)
+
+
+def test_the_tutorial_network_and_its_variants_differ_in_norm_and_activation_alone() -> None:
+    def rest(config: TrialConfig) -> TrialConfig:
+        return replace(config, model=replace(config.model, norm="none", activation="relu"))
+
+    configs = {name: preset(name, CIFAR10) for name in TUTORIAL}
+    assert {str(rest(config)) for config in configs.values()} == {str(configs["simple-cnn"])}
+    assert {name: (config.model.norm, config.model.activation) for name, config in configs.items()} == {
+        "simple-cnn": ("none", "relu"),
+        "mish-cnn": ("none", "mish"),
+        "mish-bn-cnn": ("batch", "mish"),
+        "evonorm-cnn": ("evonorm_s0", "relu"),  # of the dense layer: an EvoNorm is an activation
+    }
+    model = build_model(configs["simple-cnn"], num_classes=10, channels=3, image_size=32)
+    names = [type(module).__name__ for module in model.modules()]
+    assert [names.count(kind) for kind in ("Conv2d", "MaxPool2d", "ReLU", "Linear")] == [3, 3, 4, 2]
+    assert count_params(model) == (27 + 1) * 32 + (288 + 1) * 64 + (576 + 1) * 128 + (2048 + 1) * 128 + (128 + 1) * 10
+
+
+@pytest.mark.parametrize("name", [*TUTORIAL, "small-cnn"])  # fast-cnn takes all these images in one step
+def test_a_preset_learns(name: str, digit_arrays: dict[str, np.ndarray]) -> None:
+    data = DeviceData.from_arrays(digit_arrays, 10, torch.device("cpu"))
+    outcome = run_experiment(preset(name, DIGITS), data, seed=0, max_epochs=8)
+    assert outcome.best["val_accuracy"] > 0.8
+
+
+@pytest.mark.parametrize("name", ["", "simple", "Simple-CNN", "best\nof"])
+def test_an_unknown_preset_is_told_with_the_known_ones(name: str) -> None:
+    with pytest.raises(InputError) as caught:
+        preset(name, CIFAR10)
+    message = str(caught.value)
+    assert message.startswith("--preset: ") and repr(name) in message
+    assert "\n" not in message
+    assert all(known in message for known in PRESETS)

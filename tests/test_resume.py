@@ -1,0 +1,97 @@
+"""Runs that are interrupted, by the user or by a kill, and taken up again."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cifar_ray.results import read_trials
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+CHECKOUT = Path(__file__).parent.parent
+DEADLINE_S = 240
+
+
+def test_nothing_that_was_finished_is_lost_to_kills_in_the_search_the_finals_and_the_evaluation(tmp_path: Path) -> None:
+    script = CHECKOUT / "benchmarks" / "kill_and_resume.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--rounds", "1", "--seed", "3"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.findall(r"killed in the (\w+)", done.stdout) == ["search", "finals", "evaluation"]
+    assert "3 kills: 0 finished trials or models lost" in done.stdout
+
+
+class Driver:
+    """A search that would take hours, in a process group of its own."""
+
+    def __init__(self, tmp_path: Path, *flags: str) -> None:
+        command = [sys.executable, "-m", "cifar_ray.tune", *flags]
+        self.process = subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    def wait_for(self, path: Path) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while not path.exists():
+            assert time.monotonic() < deadline and self.process.poll() is None, path
+            time.sleep(0.2)
+
+    def end(self) -> tuple[str, str]:
+        """Wait for its end; nothing of its process group is left then."""
+        out, err = self.process.communicate(timeout=DEADLINE_S)
+        with pytest.raises(ProcessLookupError):
+            os.killpg(self.process.pid, 0)
+        return out, err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_an_interruption_keeps_what_was_finished_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
+    driver = Driver(tmp_path, "--data", "digits", "--trials", "1000", "--max-epochs", "2", "--name", "stopped")
+    folder = tmp_path / "runs" / "stopped"
+    driver.wait_for(folder / "trials" / "0005" / "history.csv")
+    driver.process.send_signal(number)
+    out, err = driver.end()
+    assert driver.process.returncode == 130
+    assert err == "interrupted\n"
+    assert f"interrupted: what was finished is kept in {folder}" in out
+    assert out.splitlines()[-1] == f"resume      python -m cifar_ray.tune --resume {folder}"
+    assert re.search(r"^#  trial +state +epochs +val accuracy +params$", out, re.MULTILINE)
+    assert {record["state"] for record in read_trials(folder / "trials.jsonl")} <= {"complete", "pruned"}
+    assert len(read_trials(folder / "trials.jsonl")) >= 3
+    about = json.loads((folder / "run.json").read_text())
+    assert about["end"] is None and about["phases_s"]["search"] > 0
+    assert "stopped" in (folder / "report.md").read_text()
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, "--data", "digits", "--trials", "1000", "--max-epochs", "2", "--name", "stopped")
+    driver.wait_for(tmp_path / "runs" / "stopped" / "trials" / "0003" / "history.csv")
+    driver.process.send_signal(signal.SIGINT)
+    time.sleep(0.05)
+    driver.process.send_signal(signal.SIGINT)
+    out, err = driver.end()
+    assert driver.process.returncode == 130 and err == "interrupted\n"
+    assert "Traceback" not in out
+
+
+def test_a_run_that_has_come_to_its_end_is_not_run_again(run_command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "ended"
+    folder.mkdir(parents=True)
+    about = {"kind": "tune", "settings": {"data": "digits"}, "start": "yesterday", "end": "today"}
+    (folder / "run.json").write_text(json.dumps(about))
+    done = run_command("tune", "--resume", "ended")
+    assert done.returncode == 0, done.stderr
+    assert f"this run has come to its end: {folder / 'report.html'}" in done.stdout
+    assert [path.name for path in folder.iterdir()] == ["run.json"]

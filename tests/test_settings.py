@@ -1,0 +1,120 @@
+"""Flags and settings: how texts become values, and how a run's settings are had again."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cifar_ray.command import parse_flags
+from cifar_ray.config import InputError
+from cifar_ray.results import write_json
+from cifar_ray.settings import PredictSettings, TrainSettings, TuneSettings, count, run_settings, seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1", 1), ("150k", 150_000), ("1.5M", 1_500_000), ("2m", 2_000_000), ("1G", 10**9)]
+)
+def test_counts_take_a_suffix(text: str, value: int) -> None:
+    assert count(text) == value
+
+
+@pytest.mark.parametrize("text", ["many", "", "0", "-5", "1.5.2", "1MM", "k", "0.1"])
+def test_what_is_no_count_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="such as 150k or 1M"):
+        count(text)
+
+
+@pytest.mark.parametrize(("text", "value"), [("90s", 90), ("10m", 600), ("1h30m", 5400), ("1.5h", 5400), ("2m5s", 125)])
+def test_durations_have_units(text: str, value: float) -> None:
+    assert seconds(text) == value
+
+
+@pytest.mark.parametrize("text", ["soon", "", "10", "0s", "5m1h", "-1m", "1d"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="such as 90s, 10m or 1h30m"):
+        seconds(text)
+
+
+def test_only_what_is_given_comes_back() -> None:
+    assert parse_flags(TuneSettings, "tune", ["--trials", "5", "--dry-run"]) == {"trials": 5, "dry_run": True}
+    assert parse_flags(TuneSettings, "tune", []) == {}
+
+
+def test_a_flag_may_be_given_several_times_where_its_field_is_a_tuple() -> None:
+    given = parse_flags(TrainSettings, "train", ["--preset", "a", "--config", "x.json", "--preset", "b"])
+    assert given == {"preset": ("a", "b"), "config": (Path.cwd() / "x.json",)}
+
+
+def test_positional_values_stand_alone() -> None:
+    given = parse_flags(PredictSettings, "predict", ["model", "a.png", "b.png", "--json"])
+    assert given == {"model": Path.cwd() / "model", "images": (Path("a.png"), Path("b.png")), "json": True}
+    assert parse_flags(PredictSettings, "predict", ["model", "a.png", "--json", "b.png"]) == given
+    with pytest.raises(InputError, match="MODEL"):
+        parse_flags(PredictSettings, "predict", [])
+
+
+def test_paths_are_made_absolute_so_that_a_run_can_be_taken_up_from_anywhere() -> None:
+    given = parse_flags(TuneSettings, "tune", ["--space", "cnn,mine.py", "--data", "~/images", "--runs-dir", "r"])
+    assert given["space"] == f"cnn,{Path.cwd() / 'mine.py'}"
+    assert given["data"] == str(Path.home() / "images")
+    assert given["runs_dir"] == Path.cwd() / "r"
+    assert parse_flags(TuneSettings, "tune", ["--data", "digits"]) == {"data": "digits"}
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> TuneSettings:
+    """The settings of a run whose run.json lies in `tmp_path/runs/begun`."""
+    settings = TuneSettings(data="digits", trials=7, time_budget=90.0, data_dir=tmp_path, runs_dir=tmp_path / "runs")
+    record = {"kind": "tune", "settings": dataclasses.asdict(settings)}
+    write_json(tmp_path / "runs" / "begun" / "run.json", record)
+    return settings
+
+
+def resumed(*flags: str) -> Any:
+    return run_settings(TuneSettings, "tune", parse_flags(TuneSettings, "tune", flags))
+
+
+def test_a_resumed_run_has_the_settings_it_began_with(begun: TuneSettings, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "begun"
+    expected = dataclasses.replace(begun, name="begun", resume=str(folder))
+    assert resumed("--resume", str(folder)) == expected
+    assert resumed("--resume", "begun", "--runs-dir", str(tmp_path / "runs"), "--trials", "7") == expected
+    assert resumed("--resume", str(folder), "--address", "auto").address == "auto"
+
+
+def test_the_settings_of_a_training_come_back_with_their_types(tmp_path: Path) -> None:
+    settings = TrainSettings(preset=("a", "b"), config=(tmp_path / "c.json",), runs_dir=tmp_path)
+    write_json(tmp_path / "t" / "run.json", {"kind": "train", "settings": dataclasses.asdict(settings)})
+    given = parse_flags(TrainSettings, "train", ["--resume", str(tmp_path / "t")])
+    again = run_settings(TrainSettings, "train", given)
+    assert again == dataclasses.replace(settings, name="t", resume=str(tmp_path / "t"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--trials", "8"], "--trials: 8 contradicts 7 of the run"),
+        (["--time-budget", "1h"], "--time-budget: 3600.0 contradicts 90.0"),
+        (["--max-params", "1M"], "--max-params: 1000000 contradicts None"),
+        (["--data", "cifar10"], "--data: cifar10 contradicts digits"),
+        (["--name", "other"], "--name: other contradicts begun"),
+        (["--dry-run"], "--dry-run: True contradicts False"),
+    ],
+)
+def test_flags_that_contradict_a_resumed_run_are_refused(
+    begun: TuneSettings, tmp_path: Path, flags: list[str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        resumed("--resume", str(tmp_path / "runs" / "begun"), *flags)
+
+
+def test_what_is_no_run_or_was_begun_by_another_command_is_refused(begun: TuneSettings, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--resume: no run in .*nosuch nor in .*nosuch: give the name"):
+        resumed("--resume", "nosuch")
+    flags = ["--resume", str(tmp_path / "runs" / "begun")]
+    with pytest.raises(InputError, match=r"begun by cifar_ray\.tune: resume it with that"):
+        run_settings(TrainSettings, "train", parse_flags(TrainSettings, "train", flags))
+    write_json(tmp_path / "other" / "run.json", [])
+    with pytest.raises(InputError, match=r"its run\.json is from elsewhere"):
+        resumed("--resume", str(tmp_path / "other"))

@@ -1,0 +1,89 @@
+"""`train` as its user runs it: named models over several seeds, the same evaluation and report as after a search."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Two presets, two seeds each: the run's folder and what it printed."""
+    folder = tmp_path_factory.mktemp("train")
+    flags = ["--preset", "mish-cnn", "--preset", "mish-bn-cnn", "--data", "digits", "--train-size", "400"]
+    done = subprocess.run(
+        [sys.executable, "-m", "cifar_ray.train", *flags, "--max-epochs", "3", "--seeds", "2", "--name", "two"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "runs" / "two", done
+
+
+def read_results(run: Path) -> list[dict[str, str]]:
+    with (run / "evaluation" / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_presets_end_in_a_comparison_over_their_seeds(compared: Any) -> None:
+    run, done = compared
+    rows = read_results(run)
+    assert [row["model"] for row in rows] == [f"{name}-seed{k}" for name in ("mish-cnn", "mish-bn-cnn") for k in (0, 1)]
+    assert all(row["trial"] == "" and row["test_accuracy"] and row["latency_ms_p50"] for row in rows)
+    report = (run / "report.md").read_text()
+    assert "mish-bn-cnn" in report and "95 % interval" in report and "## Trials" not in report
+    assert not (run / "study.journal").exists()
+    about = json.loads((run / "run.json").read_text())
+    assert about["kind"] == "train" and set(about["phases_s"]) == {"startup", "finals", "evaluation", "report"}
+    assert done.stderr == ""
+
+
+def test_a_saved_configuration_alone_trains_the_same_model_again(
+    compared: Any, run_command: Command, tmp_path: Path
+) -> None:
+    best = compared[0] / "best"
+    done = run_command("train", "--config", str(best / "config.json"), "--seeds", "1", "--name", "again")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (model,) = (tmp_path / "runs" / "again" / "models").iterdir()
+    assert (model / "model.safetensors").read_bytes() == (best / "model.safetensors").read_bytes()
+    about = json.loads((tmp_path / "runs" / "again" / "run.json").read_text())
+    assert about["settings"]["data"] == "digits" and about["settings"]["max_epochs"] == 3
+    assert about["data"]["num_train"] + about["data"]["num_val"] == 400
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "give --preset NAME (simple-cnn, "),
+        (["--preset", "nosuch"], "--preset: no preset 'nosuch'; take one of simple-cnn, "),
+        (["--config", "nosuch.json"], "nosuch.json: cannot read"),
+        (["--config", "broken.json"], "broken.json: is no JSON"),
+        (["--config", "wrong.json"], "wrong.json: model/width: Unexpected keyword argument"),
+        (["--preset", "mish-cnn", "--config", "mish-cnn.json"], "two models are called mish-cnn"),
+        (["--config", "half.json"], "half.json: has no config_name; take a model's config.json"),
+        (["--config", "list.json"], "list.json: configuration: Input should be a dictionary"),
+        (["--preset", "mish-cnn", "--seeds", "0"], "--seeds: must be a whole number of at least 1"),
+        (["--preset", "mish-cnn", "--metric", "top5"], "--metric: must be one of accuracy, auc, f1"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_no_run_folder(
+    run_command: Command, tmp_path: Path, flags: list[str], message: str
+) -> None:
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "wrong.json").write_text('{"model": {"width": 3}}')
+    (tmp_path / "half.json").write_text('{"config": {}, "training_seed": 3}')
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "mish-cnn.json").write_text("{}")
+    done = run_command("train", "--data", "digits", *flags)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ") and message in done.stderr
+    assert not (tmp_path / "runs").exists()
