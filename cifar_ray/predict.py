@@ -1,0 +1,204 @@
+"""`python -m cifar_ray.predict`: the class of each image, how probable it is, and the runners-up."""
+
+from __future__ import annotations
+
+import heapq
+import io
+import itertools
+import json
+import os
+import shutil
+import signal
+import sys
+import unicodedata
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cifar_ray.command import parse_flags, run_command
+from cifar_ray.config import InputError
+from cifar_ray.decode import decode_image, map_images
+from cifar_ray.image_folder import IMAGE_SUFFIXES
+from cifar_ray.progress import num_columns
+from cifar_ray.settings import PredictSettings
+
+if TYPE_CHECKING:
+    from cifar_ray.models import Classifier
+
+BATCH_SIZE = 64
+"""Images classified at once: few, so that the first rows come soon."""
+
+MAX_RUNNERS_UP = 3
+
+MIN_RUNNER_UP = 0.01
+"""Probability of a runner-up that is shown: where the model is sure there is none, and the doubtful rows stand out."""
+
+MIN_COLUMNS = 60
+"""A terminal narrower than this breaks the rows, which are not shortened any further."""
+
+
+def main(argv: Sequence[str]) -> int:
+    settings = PredictSettings(**parse_flags(PredictSettings, "predict", argv))
+    if not (settings.model / "config.json").is_file():
+        raise InputError(f"{settings.model}: not a saved model: give a folder such as runs/NAME/best")
+    files = find_images(settings.images)
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends this as it ends other commands, without a word
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a name that the terminal's encoding lacks must not end the rest
+    # torch takes seconds to import: wrong flags and paths are told, and --help shown, before that.
+    import torch
+
+    from cifar_ray.checkpoint import load_model
+
+    model = load_model(settings.model, "cuda" if torch.cuda.is_available() else "cpu")
+    card = json.loads((settings.model / "config.json").read_text())
+    names = card["class_names"]
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    table = None if settings.json else Table(files, names, width)
+    if table:
+        print(table.header, flush=True)
+    num_bad = 0
+    for file, result in classify(model, card["resize"], files):
+        if isinstance(result, InputError):
+            num_bad += 1
+            print(f"error: {_shown(str(result))}", file=sys.stderr)
+        else:
+            print(table.row(file, result) if table else json_row(file, names, result), flush=True)
+    return 2 if num_bad else 0
+
+
+def find_images(given: Sequence[Path]) -> list[Path]:
+    """Return the images that were named, and those below the folders that were named, each folder's in order.
+
+    Raises:
+        InputError: one of them does not exist, or has no images below it.
+    """
+    files: list[Path] = []
+    for path in given:
+        try:
+            path.stat()
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}: give images, and folders of images") from None
+        found = _images_below(path) if path.is_dir() else [path]
+        if not found:
+            raise InputError(f"{path}: no images in this folder: they are known by {' '.join(sorted(IMAGE_SUFFIXES))}")
+        files += found
+    return files
+
+
+def _images_below(root: Path) -> list[Path]:
+    found: list[Path] = []
+
+    def keep_unreadable(error: OSError) -> None:  # as if it were an image: decoding will name it, and the rest goes on
+        found.append(Path(error.filename))
+
+    for folder, subfolders, names in os.walk(root, onerror=keep_unreadable, followlinks=True):
+        subfolders[:] = [name for name in subfolders if name[0] != "." and not _leads_back(os.path.join(folder, name))]
+        found += [Path(folder, n) for n in names if n[0] != "." and os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES]
+    return sorted(found)
+
+
+def _leads_back(folder: str) -> bool:
+    """Whether a folder is a link to one that it is in."""
+    return os.path.islink(folder) and Path(os.path.realpath(os.path.dirname(folder))).is_relative_to(
+        os.path.realpath(folder)
+    )
+
+
+def classify(
+    model: Classifier, resize: dict[str, Any], files: Sequence[Path]
+) -> Iterator[tuple[Path, list[float] | InputError]]:
+    """Yield every file with its class probabilities, or with what is wrong with it, in order and as they come.
+
+    They are those that the evaluation gives: images are decoded and scored as there.
+    """
+    import torch
+
+    from cifar_ray.loop import eval_model
+
+    device = next(model.parameters()).device
+    named = ((str(file), file) for file in files)
+    with map_images(lambda name, file: decode_image(file, resize, name), named) as images:
+        pairs = zip(files, images, strict=True)
+        while batch := list(itertools.islice(pairs, BATCH_SIZE)):
+            good = [image for _, image in batch if not isinstance(image, InputError)]
+            rows: Iterator[list[float]] = iter(())
+            if good:
+                rows = iter(eval_model(model, torch.from_numpy(np.stack(good)).to(device)).softmax(1).tolist())
+            for file, image in batch:
+                yield file, image if isinstance(image, InputError) else next(rows)
+
+
+def json_row(file: Path, class_names: Sequence[str], probabilities: Sequence[float]) -> str:
+    named = dict(zip(class_names, probabilities, strict=True))
+    best = max(named, key=named.__getitem__)
+    return json.dumps({"image": str(file), "class": best, "probability": named[best], "probabilities": named})
+
+
+class Table:
+    """Rows `image  class  probability  runners-up` that line up, whatever comes later.
+
+    With `width` (of a terminal, in columns) what is too long is shortened; without, nothing is.
+    """
+
+    def __init__(self, files: Sequence[Path], class_names: Sequence[str], width: int | None) -> None:
+        self.class_names = [_shown(name) for name in class_names]
+        self.path_width = max(len("image"), *(num_columns(_shown(str(file))) for file in files))
+        self.class_width = max(len("class"), *map(num_columns, self.class_names))
+        self.width = width and max(width, MIN_COLUMNS)
+        if self.width:
+            # One runner-up always fits: the path, the class, another class, and 20 columns between and behind them.
+            room = self.width - 20
+            self.class_width = min(self.class_width, (room - min(self.path_width, room * 2 // 5)) // 2)
+            self.path_width = min(self.path_width, room - 2 * self.class_width)
+            self.class_names = [_fit(name, self.class_width, middle=True) for name in self.class_names]
+        self.header = f"{_pad('image', self.path_width)}  {_pad('class', self.class_width)}           runners-up"
+
+    def row(self, file: Path, probabilities: Sequence[float]) -> str:
+        path = _fit(_shown(str(file)), self.path_width, middle=False)
+        ranked = heapq.nlargest(1 + MAX_RUNNERS_UP, zip(self.class_names, probabilities, strict=True), itemgetter(1))
+        (name, probability), *others = ranked
+        row = f"{_pad(path, self.path_width)}  {_pad(name, self.class_width)}  {_percent(probability):>7}"
+        separator = "  "
+        for name, probability in others:
+            entry = f"{separator}{name} {_percent(probability)}"
+            if probability < MIN_RUNNER_UP or (self.width and num_columns(row + entry) > self.width):
+                break
+            row, separator = row + entry, ", "
+        return row
+
+
+def _percent(probability: float) -> str:
+    return f"{100 * probability:.1f} %"
+
+
+def _shown(text: str) -> str:
+    """Text for one line of a terminal: no control characters, line ends or bytes that are no text."""
+    if text.isprintable():
+        return text
+    return "".join("?" if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char for char in text)
+
+
+def _pad(text: str, width: int) -> str:
+    return text + " " * (width - num_columns(text))
+
+
+def _fit(text: str, width: int, *, middle: bool) -> str:
+    """Shorten text that is too wide: leave out its middle, or else its beginning."""
+    if num_columns(text) <= width:
+        return text
+    kept = width - 1
+    while True:
+        head = kept // 2 if middle else 0
+        short = f"{text[:head]}…{text[len(text) - (kept - head) :]}"
+        if num_columns(short) <= width:
+            return short
+        kept -= 1  # some characters take two columns
+
+
+if __name__ == "__main__":
+    run_command(main)
