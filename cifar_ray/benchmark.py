@@ -10,6 +10,7 @@ import ray
 import torch
 from ray.exceptions import RayActorError
 from ray.util import ActorPool
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cifar_ray.checkpoint import unpack_model
 from cifar_ray.config import TrialConfig
@@ -200,13 +201,33 @@ def score_models(
     )
 
 
-def time_models(models: dict[str, SavedModel], images: np.ndarray) -> dict[str, list[Latency]]:
-    """Time each model with one actor that holds every CPU and GPU of the driver's node."""
-    node = ray.get_runtime_context().get_node_id()
-    resources = next(entry["Resources"] for entry in ray.nodes() if entry["NodeID"] == node)
-    timer = Timer.options(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0)).remote(  # type: ignore[attr-defined]
-        ray.put(images)
-    )
+def time_models(
+    models: dict[str, SavedModel], images: np.ndarray, resources: dict[str, float]
+) -> dict[str, list[Latency]]:
+    """Time each model with one actor that holds every CPU of a node, and every GPU where trials use one.
+
+    Args:
+        models: by name.
+        images: (N, C, H, W) uint8.
+        resources: of one trial, by Ray's names.
+    """
+    node = _node_for_timing(resources)
+    timer = Timer.options(  # type: ignore[attr-defined]
+        num_cpus=node["Resources"]["CPU"],
+        num_gpus=node["Resources"]["GPU"] if resources["GPU"] else 0,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+    ).remote(ray.put(images))
     latencies = {name: ray.get(timer.time.remote(model)) for name, model in models.items()}
     ray.kill(timer)
     return latencies
+
+
+def _node_for_timing(resources: dict[str, float]) -> dict[str, Any]:
+    """The entry in `ray.nodes()` of a node that a trial fits on: the driver's own, if it is one, else the largest."""
+    here = ray.get_runtime_context().get_node_id()
+    nodes = [
+        node
+        for node in ray.nodes()
+        if node["Alive"] and all(node["Resources"].get(name, 0) >= amount for name, amount in resources.items())
+    ]
+    return max(nodes, key=lambda node: (node["NodeID"] == here, node["Resources"]["CPU"]))

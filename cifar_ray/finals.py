@@ -115,7 +115,7 @@ def evaluate_finals(place: Place, finals: Sequence[FinalModel], data: DataSplits
     scores = score_models(models, data.test.images, data.test.labels, place.slots, place.resources, on_result)
     place.console.status("evaluation: timing on an otherwise idle node")
     first_of_config = {saved.card["config_name"]: saved for saved in reversed(models.values())}
-    latencies = time_models(first_of_config, data.test.images)
+    latencies = time_models(first_of_config, data.test.images, place.resources)
     rows = [_results_row(saved, scores[name], *latencies[saved.card["config_name"]]) for name, saved in models.items()]
     write_csv(run.results_csv, RESULTS_COLUMNS, rows)
     write_csv(

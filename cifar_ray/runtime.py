@@ -27,7 +27,7 @@ os.environ.update(
     RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",
     RAY_TRAIN_METRICS_ENABLED="0",
     RAY_TRAIN_ENABLE_PRINT_PATCH="0",
-    # Final training waits for the devices that other runs on a cluster hold, as trials do; not 60 s, and then fails.
+    # Final training waits for what other runs on a cluster hold, as trials do, and does not fail after a few minutes.
     RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="86400",
     RAY_USAGE_STATS_ENABLED="0",
 )
@@ -147,11 +147,13 @@ def cluster_address() -> str | None:
     try:
         answer = NodeInfoGcsServiceStub(channel).GetAllNodeInfo(GetAllNodeInfoRequest(), timeout=ANSWER_S)
     except AuthenticationError:
-        raise _not_joined(address, "RAY_AUTH_MODE is token, but no token is found; set RAY_AUTH_TOKEN_PATH") from None
+        raise _not_joined(
+            address, "RAY_AUTH_MODE is token, but there is none; put the cluster's token into ~/.ray/auth_token"
+        ) from None
     except grpc.RpcError as error:
         if error.code() is grpc.StatusCode.UNAUTHENTICATED:
             raise _not_joined(
-                address, "it asks for another token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH as its nodes do"
+                address, "it asks for its token; set RAY_AUTH_MODE=token, and put the token into ~/.ray/auth_token"
             ) from None
         raise _not_joined(
             address, "nothing there answers as a Ray cluster does; give the address that `ray start --head` printed"

@@ -9,6 +9,7 @@ import ray
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
+from cifar_ray import benchmark
 from cifar_ray.benchmark import MAX_ROUNDS, SavedModel, map_over_actors, score_models, time_models
 from cifar_ray.checkpoint import pack_weights
 from cifar_ray.config import TrialConfig
@@ -60,12 +61,27 @@ def test_scores_are_scikit_learns_of_the_models_probabilities(
 def test_each_model_is_timed_alone_on_the_whole_node(
     hardware: Any, models: dict[str, SavedModel], test_split: Any
 ) -> None:
-    timed = time_models({"m0": models["m0"]}, test_split.images)["m0"]
+    timed = time_models({"m0": models["m0"]}, test_split.images, {"CPU": 1, "GPU": 0})["m0"]
     assert [latency.batch_size for latency in timed] == [1, 256]
     for latency in timed:
         assert latency.threads == hardware.num_cpus
         assert 0 < latency.latency_ms_p50 <= latency.latency_ms_p95
         assert latency.images_per_s == pytest.approx(latency.batch_size / latency.latency_ms_p50 * 1e3)
+
+
+@pytest.mark.parametrize(
+    ("gpus_per_trial", "drivers_node", "chosen"),
+    [(0, "small", "small"), (0, "head", "large"), (1, "small", "gpu"), (1, "gpu", "gpu"), (0, "gpu", "gpu")],
+)
+def test_models_are_timed_on_the_drivers_node_where_a_trial_fits_on_it(
+    monkeypatch: pytest.MonkeyPatch, gpus_per_trial: int, drivers_node: str, chosen: str
+) -> None:
+    nodes = {"head": {}, "small": {"CPU": 2.0}, "large": {"CPU": 16.0}, "gpu": {"CPU": 8.0, "GPU": 1.0}}
+    entries = [{"NodeID": name, "Alive": True, "Resources": resources} for name, resources in nodes.items()]
+    entries.append({"NodeID": "dead", "Alive": False, "Resources": {"CPU": 99.0, "GPU": 9.0}})
+    monkeypatch.setattr(ray, "nodes", lambda: entries)
+    monkeypatch.setattr(type(ray.get_runtime_context()), "get_node_id", lambda self: drivers_node)
+    assert benchmark._node_for_timing({"CPU": 1, "GPU": gpus_per_trial})["NodeID"] == chosen
 
 
 @ray.remote(num_cpus=0)
