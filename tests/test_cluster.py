@@ -174,9 +174,12 @@ def runs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
         )
         for command in (submit, submit, join)
     ]
-    # The output of each is small enough to wait in its pipe.
-    ended = [Ended(process.wait(timeout=900), *process.communicate()) for process in processes]
-    return folder, ended
+    try:
+        # The output of each is small enough to wait in its pipe.
+        return folder, [Ended(process.wait(timeout=900), *process.communicate()) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()  # what is left of them if one took too long
 
 
 def test_two_identical_submissions_end_in_reports_of_their_own(cluster: Cluster, runs: Any) -> None:
