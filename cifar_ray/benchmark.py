@@ -27,6 +27,12 @@ BATCHES_TIMED = {1: 200, 256: 20}
 NUM_WARMUP = 10
 """Batches of each size that do not count."""
 
+MAX_TIMED_S = 20.0
+"""Seconds after which no more batches of a size are timed, once there are enough for a median."""
+
+MIN_TIMED = 5
+"""Batches, and as many for warm-up."""
+
 
 @dataclass(frozen=True)
 class SavedModel:
@@ -110,8 +116,12 @@ class Timer:
         return [self._time_batches(network, batch_size, n) for batch_size, n in BATCHES_TIMED.items()]
 
     def _time_batches(self, network: Classifier, batch_size: int, n: int) -> Latency:
-        seconds = []
+        seconds: list[float] = []
+        num_warmup = NUM_WARMUP
         for index in range(NUM_WARMUP + n):
+            if sum(seconds) > MAX_TIMED_S and len(seconds) >= 2 * MIN_TIMED:
+                num_warmup = min(NUM_WARMUP, len(seconds) - MIN_TIMED)
+                break
             # Other images each time; a test split smaller than the batch is used several times over.
             wanted = torch.arange(index * batch_size, (index + 1) * batch_size) % len(self.images)
             images = self.images[wanted.to(self.device)].contiguous(memory_format=torch.channels_last)
@@ -120,12 +130,13 @@ class Timer:
             network(images)
             self._wait_for_device()
             seconds.append(time.perf_counter() - began)
-        p50, p95 = np.percentile(seconds[NUM_WARMUP:], [50, 95])
+        timed = seconds[num_warmup:]
+        p50, p95 = np.percentile(timed, [50, 95])
         return Latency(
             device=torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
             threads=torch.get_num_threads(),
             batch_size=batch_size,
-            n=n,
+            n=len(timed),
             latency_ms_p50=float(p50 * 1e3),
             latency_ms_p95=float(p95 * 1e3),
             images_per_s=float(batch_size / p50),

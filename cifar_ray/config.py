@@ -47,6 +47,10 @@ class Task:
     """Values of `augment/flip` that make sense: only False where a mirrored image is another class."""
     imbalance: float = 1.0
     """Training images of the largest class over those of the smallest."""
+    weights: str = "DEFAULT"
+    """Backbone weights of ResNets, see `ResNetConfig.weights`."""
+    backbones: tuple[str, ...] = ("resnet18", "resnet50")
+    """Names of the backbones that have such weights."""
 
 
 @dataclass(frozen=True, config=STRICT_KEYS)
@@ -83,6 +87,53 @@ class CNNConfig:
     def __post_init__(self) -> None:
         if not len(self.widths) == len(self.blocks) == len(self.kernel_sizes) > 0:
             raise ValueError("widths, blocks and kernel_sizes need one entry per stage, and at least one stage")
+
+
+FINETUNED_STAGES = {"head": 0, "last_stage": 1, "last_two_stages": 2, "all": 5, "gradual": 5}
+"""How many parts of the backbone each choice of `ResNetConfig.finetune` trains, counted from the head: its four stages
+and the stem."""
+
+
+@dataclass(frozen=True, config=STRICT_KEYS)
+class ResNetConfig:
+    """A ResNet of torchvision with a head of its own, and how its pretrained weights are fine-tuned."""
+
+    backbone: str
+    """Name of a torchvision classification ResNet: `resnet18`, `resnet50` ..."""
+    weights: str = "DEFAULT"
+    """What the backbone starts from: `IMAGENET1K_V1` or `IMAGENET1K_V2` (torchvision's download), `DEFAULT` (the better
+    one), `none` (random), or the path of a file with torchvision's keys."""
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    """`imagenet` reduces the image four times before the first stage; `cifar` does not: a 3x3 convolution (of
+    pretrained filters the centre) without stride or pooling."""
+    finetune: Literal["head", "last_stage", "last_two_stages", "all", "gradual"] = "all"
+    """What trains beside the head. `gradual` adds a stage at a time, from the last to the stem, over the first half of
+    the horizon (Howard and Ruder 2018, arXiv:1801.06146)."""
+    backbone_lr: PositiveFloat = 0.1
+    """Learning rate of the backbone, as a multiple of the head's."""
+    layer_decay: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 1.0
+    """Factor on the learning rate for each further stage away from the head (as arXiv:1801.06146)."""
+    freeze_norm_statistics: bool = False
+    """Keep the batch-norm statistics of the pretrained weights also in the parts that train."""
+    head_hidden: list[Positive] = field(default_factory=list)
+    """Widths of hidden dense layers, with ReLU and dropout, in front of the classifier."""
+    head_dropout: Rate = 0.0
+    """Probability of dropping a feature in front of each dense layer of the head."""
+    feature_views: Positive = 1
+    """With `finetune` `head`: versions of each training image whose features are computed, once, before the head trains
+    on them. The first is the image itself, the others are drawn by `augment`; epochs take turns."""
+
+    def __post_init__(self) -> None:
+        if self.weights == "none" and self.finetune != "all":
+            raise ValueError(f"finetune {self.finetune!r} freezes a backbone of random weights; use 'all', or weights")
+        if self.stem == "cifar" and self.finetune not in ("all", "gradual"):
+            raise ValueError(
+                f"finetune {self.finetune!r} would freeze the stem 'cifar', which needs training; use 'all'"
+            )
+        if self.weights == "none" and self.freeze_norm_statistics:
+            raise ValueError("freeze_norm_statistics needs weights; a network of random weights has no statistics")
+        if self.finetune != "head" and self.feature_views != 1:
+            raise ValueError(f"feature_views goes with finetune 'head', not {self.finetune!r}")
 
 
 @dataclass(frozen=True, config=STRICT_KEYS)
@@ -126,10 +177,12 @@ class AugmentConfig:
 class TrialConfig:
     """Everything that defines a model and how it is trained, but its data, its budget and its seed."""
 
-    family: Literal["cnn"] = "cnn"
+    family: Literal["cnn", "resnet"] = "cnn"
     """Model family."""
-    model: CNNConfig = field(default_factory=CNNConfig)
-    """Architecture."""
+    model: CNNConfig | ResNetConfig = field(default_factory=CNNConfig)
+    """Architecture, and what of it trains."""
+    image_size: Annotated[int, pydantic.Field(ge=8, le=1024)] | None = None
+    """Side in pixels that the model itself brings its images to; None takes them as they are."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer."""
     lr_schedule: LRScheduleConfig = field(default_factory=LRScheduleConfig)
@@ -140,13 +193,43 @@ class TrialConfig:
     """Images per optimizer step, over all workers together."""
     label_smoothing: Rate = 0.0
     """Label smoothing of the training loss."""
+    sync_batch_norm: bool = False
+    """Batch norm over the images of all workers of a model, instead of each worker's own (GPUs only)."""
     class_weights: Literal["none", "balanced"] = "none"
     """How much an image counts in the training loss: `balanced` gives all classes the same share of it."""
+
+    @pydantic.field_validator("model", mode="before")
+    @classmethod
+    def _model_of_family(cls, model: Any, info: pydantic.ValidationInfo) -> Any:
+        kind = MODEL_CONFIGS.get(info.data.get("family", ""))
+        return kind.validate_python(model) if kind else model
+
+    def __post_init__(self) -> None:
+        if self.family == "resnet" and not isinstance(self.model, ResNetConfig):
+            raise ValueError("family resnet needs a model with a backbone")
+        if isinstance(self.model, ResNetConfig) and self.model.finetune == "head":
+            if self.model.feature_views == 1 and self.augment != AugmentConfig():
+                raise ValueError(
+                    "augment needs feature_views of 2 or more with finetune 'head', whose features are kept"
+                )
+            if self.optimizer.name == "muon":
+                raise ValueError("optimizer muon trains filters, and finetune 'head' trains none; use adamw or sgd")
+
+    @property
+    def trains_head_only(self) -> bool:
+        """Whether all but the head is frozen, so that its inputs can be computed once."""
+        return isinstance(self.model, ResNetConfig) and self.model.finetune == "head"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as a plain nested dict that :func:`trial_config` reads back."""
         return dataclasses.asdict(self)
 
+
+MODEL_CONFIGS: dict[str, pydantic.TypeAdapter[Any]] = {
+    "cnn": pydantic.TypeAdapter(CNNConfig),
+    "resnet": pydantic.TypeAdapter(ResNetConfig),
+}
+"""By family."""
 
 _TRIAL_CONFIG = pydantic.TypeAdapter(TrialConfig)
 

@@ -12,9 +12,11 @@ from cifar_ray.ranking import TRIED, ConfigSummary, best_value
 from cifar_ray.results import Row
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's palette, which stays distinct under colour blindness; dark grey is the default recipe's."""
-GREY = "#4d4d4d"
+"""Okabe and Ito's palette, which stays distinct under colour blindness; greys are the default recipes'."""
+GREYS = ("#4d4d4d", "#999999")
 LINES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D")
+"""Shapes of families, for eyes that see no colours."""
 FIGURE_STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a class may be called `$5`
     "font.size": 11,
@@ -142,19 +144,36 @@ def confusion_figure(counts: np.ndarray, class_names: Sequence[str]) -> Any:
 
 
 def speed_figure(summaries: Sequence[ConfigSummary], styles: Mapping[str, Row]) -> Any:
-    """Test accuracy with its interval against single-image latency; None with fewer than two points."""
+    """Test accuracy with its interval against single-image latency; None with fewer than two points.
+
+    Several families have different marks.
+    """
     shown = [one for one in summaries if one.latency_ms_p50 is not None and one.test_accuracy.mean is not None]
     if len(shown) < 2:
         return None
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     figure = _figure(6.4, 4.2)
     axes = figure.subplots()
+    families = sorted({one.family or "unknown" for one in shown})
+    marks = []
     for one in shown:
-        style = {"color": styles[one.config]["color"], "label": _label(one.config), "capsize": 3, "fmt": "o"}
-        axes.errorbar(one.latency_ms_p50, one.test_accuracy.mean, yerr=one.test_accuracy.half_width, **style)
+        marker = MARKERS[families.index(one.family or "unknown") % len(MARKERS)]
+        style = {"color": styles[one.config]["color"], "label": _label(one.config), "capsize": 3, "fmt": marker}
+        y, half = one.test_accuracy.mean, one.test_accuracy.half_width
+        marks.append(axes.errorbar(one.latency_ms_p50, y, yerr=half, **style))
+    for family, marker in zip(families, MARKERS, strict=False) if len(families) > 1 else ():
+        # Drawn nowhere: it only tells in the legend what the shape means.
+        style = {"color": "black", "markerfacecolor": "white", "label": f"family {_label(family)}"}
+        marks += axes.plot([], [], marker, **style)
     latencies = [one.latency_ms_p50 or 0.0 for one in shown]
     if max(latencies) > 8 * min(latencies):
         axes.set_xscale("log")
+        # The labels of a log axis are formulas, which this style does not draw, and many: at 1, 2 and 5 they are few.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.1)
     axes.set(xlabel="latency of one image, median (ms)", ylabel="test accuracy")
-    _legend(figure, *axes.get_legend_handles_labels())
+    _legend(figure, marks, [mark.get_label() for mark in marks])
     return figure

@@ -6,68 +6,103 @@ is missing.
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import ray
 import torch
 
 from cifar_ray.benchmark import Latency, SavedModel, Score, score_models, time_models
 from cifar_ray.checkpoint import read_model, save_model
 from cifar_ray.data import DataSplits
+from cifar_ray.desk import Checkpoint, Epoch, Message, Trained
 from cifar_ray.launch import Place
 from cifar_ray.ranking import summarise
 from cifar_ray.render import build_report, results_table, trials_table
-from cifar_ray.results import LATENCY_COLUMNS, RESULTS_COLUMNS, Row, read_trials, write_csv, write_predictions
-from cifar_ray.watch import FinalsWatch, write_history
-from cifar_ray.worker import Epoch, FinalModel, Trained, Workers, train_models
+from cifar_ray.results import (
+    CHECKPOINT,
+    LATENCY_COLUMNS,
+    RESULTS_COLUMNS,
+    Row,
+    read_trials,
+    write_bytes,
+    write_csv,
+    write_predictions,
+)
+from cifar_ray.trial import TrialSettings
+from cifar_ray.watch import FinalsWatch, clear_training, write_history
+from cifar_ray.worker import FinalModel, Workers, train_models, unpack_history
 
 
-def train_finals(
-    place: Place,
-    models: Sequence[FinalModel],
-    arrays: "ray.ObjectRef[dict[str, np.ndarray]]",
-    data: DataSplits,
-    max_epochs: int,
-) -> None:
-    """Train with Ray Train what of `models` is missing, and save each one as it comes; failed ones are named."""
-    run, metric = place.folder, str(place.run.settings.metric)
+def train_finals(place: Place, models: Sequence[FinalModel], shared: TrialSettings, data: DataSplits) -> None:
+    """Train with Ray Train what of `models` is missing, and save each one as it comes; failed ones are named.
+
+    One that an earlier session began goes on from its checkpoint.
+    """
+    run, console = place.folder, place.console
     missing = [model for model in models if not run.is_saved(model.name)]
     if len(missing) < len(models):
-        place.console.line(f"            {len(models) - len(missing)} of {len(models)} final models are there already")
+        console.line(f"            {len(models) - len(missing)} of {len(models)} final models are there already")
     if not missing:
         return
-    for model in missing:  # what an interrupted training left
-        shutil.rmtree(run.model(model.name), ignore_errors=True)
-    watch = FinalsWatch(run, place.console, len(missing), max_epochs)
+    workers = Workers(min(place.slots, len(missing)) * place.workers, place.workers, place.resources)
+    watch = FinalsWatch(run, console, len(missing), shared.max_epochs)
+    resume: dict[str, bytes] = {}
+    for model in missing:
+        clear_training(run.model(model.name))
+        if found := read_checkpoint(place, run.model(model.name)):
+            resume[model.name], rows = found
+            watch.model_goes_on(model.name, rows)
 
-    def on_message(message: Trained | Epoch) -> None:
-        name = message.model.name
+    def on_message(model: FinalModel, message: Message) -> None:
+        folder = run.model(model.name)
         if isinstance(message, Epoch):
-            watch.epoch_ended(name, message.row)
+            watch.epoch_ended(model.name, message.row)
             return
-        watch.model_ended(name)
+        if isinstance(message, Checkpoint):
+            write_bytes(folder / CHECKPOINT, message.packed)
+            return
+        watch.model_ended(model.name)
         if message.failure:
-            place.console.line(f"final training of {name} failed: {message.failure}")
-            return
-        assert message.history is not None
-        write_history(run.model(name), message.history)
-        card = model_card(message, data, max_epochs, metric)
-        save_model(run.model(name), message.weights, message.model.config, card)
+            console.line(f"final training of {model.name} failed: {message.failure}")
+        else:
+            assert message.history is not None
+            write_history(folder, message.history)
+            card = model_card(model, message, data, shared, place.workers)
+            save_model(folder, message.weights, model.config, card)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
 
-    workers = Workers(min(place.slots, len(missing)), 1, place.resources)
+    # A final training has no patience.
+    settings = replace(shared, patience=shared.max_epochs)
     try:
-        train_models(missing, arrays, len(data.class_names), max_epochs, metric, workers, place.storage, on_message)
+        train_models(missing, settings, workers, place.storage, on_message, resume)
     finally:
         watch.events.close_all()
 
 
-def model_card(trained: Trained, data: DataSplits, max_epochs: int, metric: str) -> dict[str, Any]:
+def read_checkpoint(place: Place, folder: Path) -> tuple[bytes, Sequence[Row]] | None:
+    """Return what an interrupted training goes on from and the rows it has behind it, and tell the user.
+
+    None where there is no checkpoint, or none that can be read: that one is removed.
+    """
+    path = folder / CHECKPOINT
+    try:
+        packed = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    if rows := unpack_history(packed):
+        place.console.line(f"            {folder.name} goes on after epoch {rows[-1]['epoch']}")
+        return packed, rows
+    place.console.line(f"            {folder.name} begins anew: {path} cannot be read")
+    path.unlink()
+    return None
+
+
+def model_card(
+    model: FinalModel, trained: Trained, data: DataSplits, shared: TrialSettings, workers: int
+) -> dict[str, Any]:
     """What a saved model's config.json says beside its configuration: how to use it, and how it came about."""
     assert trained.best is not None and trained.history is not None
-    model = trained.model
     return {
         "name": model.name,
         "class_names": list(data.class_names),
@@ -76,8 +111,9 @@ def model_card(trained: Trained, data: DataSplits, max_epochs: int, metric: str)
         "trial": model.number,
         "seed": model.seed_index,
         "training_seed": model.training_seed,
-        "max_epochs": max_epochs,
-        "metric": metric,
+        "max_epochs": shared.max_epochs,
+        "metric": shared.metric,
+        "workers": workers,
         "data": {
             "source": data.source,
             "fingerprint": data.fingerprint,
@@ -89,6 +125,7 @@ def model_card(trained: Trained, data: DataSplits, max_epochs: int, metric: str)
         "train_accuracy": trained.train_accuracy,
         "num_params": trained.num_params,
         "train_s": sum(row["train_s"] for row in trained.history),
+        "features": trained.history[0].get("features"),
         "torch": torch.__version__,
     }
 
@@ -112,7 +149,7 @@ def evaluate_finals(place: Place, finals: Sequence[FinalModel], data: DataSplits
         done.append(name)
         place.console.status(f"evaluation {len(done)}/{len(models)} scored")
 
-    scores = score_models(models, data.test.images, data.test.labels, place.slots, place.resources, on_result)
+    scores = score_models(models, data.test.images, data.test.labels, place.worker_slots, place.resources, on_result)
     place.console.status("evaluation: timing on an otherwise idle node")
     first_of_config = {saved.card["config_name"]: saved for saved in reversed(models.values())}
     latencies = time_models(first_of_config, data.test.images, place.resources)
@@ -128,7 +165,7 @@ def evaluate_finals(place: Place, finals: Sequence[FinalModel], data: DataSplits
     )
     best = summarise(rows)[0].best_model
     shutil.rmtree(run.best, ignore_errors=True)  # of an evaluation that was interrupted
-    shutil.copytree(run.model(best), run.best, ignore=shutil.ignore_patterns("events.*"))
+    shutil.copytree(run.model(best), run.best, ignore=shutil.ignore_patterns("events.*", CHECKPOINT))
     return rows
 
 

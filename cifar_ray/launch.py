@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from cifar_ray.config import InputError
+from cifar_ray.config import InputError, TrialConfig
 from cifar_ray.data import DataSplits, load_data
 from cifar_ray.progress import Console
 from cifar_ray.results import RunFolder, read_json, write_json
@@ -204,14 +204,24 @@ class Place:
         return self.run.folder
 
     @property
-    def slots(self) -> int:
-        """How many trials run side by side."""
+    def workers(self) -> int:
+        """How many workers train one model together."""
+        return self.run.settings.workers_per_model
+
+    @property
+    def worker_slots(self) -> int:
+        """How many workers run side by side."""
         settings = self.run.settings
         return self.hardware.slots(settings.cpus_per_trial, self.gpus_per_trial)
 
     @property
+    def slots(self) -> int:
+        """How many trials run side by side; the workers of one may be on several nodes."""
+        return self.worker_slots // self.workers
+
+    @property
     def resources(self) -> dict[str, float]:
-        """What one trial takes, by Ray's names."""
+        """What one worker takes, by Ray's names; a trial has one unless said otherwise."""
         settings = self.run.settings
         return self.hardware.resources(settings.cpus_per_trial, self.gpus_per_trial)
 
@@ -230,14 +240,29 @@ def check_devices(place: Place) -> None:
         )
     if place.gpus_per_trial > 1:
         raise InputError(f"--gpus-per-trial: a trial uses at most 1 GPU, not {place.gpus_per_trial}")
-    if place.slots < 1:
+    if place.worker_slots < 1:
         raise InputError(
             f"--cpus-per-trial: no node has {settings.cpus_per_trial} CPUs for a trial "
             f"({hardware.num_cpus} CPUs, {hardware.num_gpus} GPUs in all)"
         )
+    if place.slots < 1:
+        raise InputError(
+            f"{settings.workers_flag}: {place.workers} workers are more than the {place.worker_slots} that fit on "
+            f"{hardware.num_cpus} CPUs and {hardware.num_gpus} GPUs; give fewer, or fewer --cpus-per-trial"
+        )
 
 
-def load_run_data(run: Run, source: str, console: Console) -> DataSplits:
+def check_batch_sizes(place: Place, configs: Iterable[tuple[str, TrialConfig]]) -> None:
+    """Refuse a number of workers that cannot share the batches of a configuration, given with what to call it."""
+    for name, config in configs:
+        if config.batch_size % place.workers:
+            raise InputError(
+                f"{place.run.settings.workers_flag}: {place.workers} workers cannot share batches of "
+                f"{config.batch_size} images ({name}); give a number that divides them"
+            )
+
+
+def load_run_data(run: Run, source: str, console: Console, auto_size: int) -> DataSplits:
     """Load the data of a run, say what it is, and see to it that a resumed run meets the same data again."""
     settings = run.settings
     data = load_data(
@@ -246,6 +271,7 @@ def load_run_data(run: Run, source: str, console: Console) -> DataSplits:
         image_size=settings.image_size,
         data_dir=settings.data_dir,
         skip_bad_images=settings.skip_bad_images,
+        auto_size=auto_size,
     )
     num_train, channels, height, width = data.train.images.shape
     console.line(f"data        {data.source}: {len(data.class_names)} classes, {channels}x{height}x{width} pixels")

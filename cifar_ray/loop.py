@@ -4,11 +4,13 @@ No value is read back from the device inside an epoch: sums stay there until the
 """
 
 import copy
+import functools
+import io
 import math
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,14 +22,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cifar_ray import augment
 from cifar_ray.config import InputError, TrialConfig
+from cifar_ray.features import Features, head_features
+from cifar_ray.image_folder import checksum
 from cifar_ray.metrics import loss_and_accuracy, ranking_metric
 from cifar_ray.models import Classifier, build_model
+from cifar_ray.models.resnet import ResNet
 from cifar_ray.optim import LRSchedule, make_optimizer
 
 EVAL_BATCH_SIZE = 500
 
 Row = dict[str, Any]
-"""One epoch: the columns of history.csv, and `eval_s`, `best_val_metric` and `finished`."""
+"""One epoch: the columns of history.csv, and `eval_s`, `best_val_metric` and `finished`; the first one of a head has
+`features`: how many `views` of them there are, the `seconds` to get them, and `images_per_s` of the backbone."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -49,6 +55,16 @@ class DeviceData:
     """(C,) standard deviation of the training pixels, never 0."""
     balanced_weights: Tensor
     """(num_classes,) weight of each class under which all have the same share of the training images."""
+
+    @functools.cached_property
+    def images_key(self) -> str:
+        """Checksum of all images."""
+        return "-".join(checksum(images.cpu().numpy()) for images in (self.train_images, self.val_images))
+
+    @property
+    def fill(self) -> Tensor:
+        """(C,) uint8: the mean colour, of pixels that an augmentation blanks."""
+        return self.mean.round().to(torch.uint8)
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], num_classes: int, device: torch.device) -> "DeviceData":
@@ -96,8 +112,8 @@ class Outcome:
     """A finished training: the model with its best weights in eval mode, and what each epoch measured."""
 
     model: Classifier
-    history: list[Row] = field(default_factory=list)
-    best: Row = field(default_factory=dict)
+    history: list[Row]
+    best: Row
 
 
 def train_epoch(
@@ -108,26 +124,39 @@ def train_epoch(
     config: TrialConfig,
     order: Tensor,
     ranks: Ranks = Ranks(),
+    features: Tensor | None = None,
 ) -> Tensor:
     """Train on the images in `order` (N,), leaving out the last partial batch.
+
+    Args:
+        model: what trains; with `features` a head alone.
+        data: images and labels.
+        optimizer: steps once a batch, as `lr_schedule` does.
+        lr_schedule: of the optimizer.
+        config: augmentation, batch size and loss.
+        order: (N,) positions of training images.
+        ranks: each of them takes its share of every batch.
+        features: (M, D) what a frozen backbone made of the M training images; they stand for the images.
 
     Returns:
         (3,) float tensor on the device: mean loss, accuracy (under augmentation), largest gradient norm.
     """
     model.train()
-    device = data.train_images.device
-    fill = data.mean.round().to(torch.uint8)
+    device, fill = data.train_images.device, data.fill
     sums = torch.zeros(2, device=device)
     grad_norm_max = torch.zeros((), device=device)
     batch_size = min(config.batch_size, len(order)) // ranks.world_size * ranks.world_size
     num_steps = len(order) // batch_size
     for step in range(num_steps):
         index = order[step * batch_size : (step + 1) * batch_size][ranks.rank :: ranks.world_size]
-        draws = augment.draw(config.augment, len(index), data.train_images.shape[-1], device)
-        images = augment.gather(data.train_images, index, draws, config.augment.cutout, fill)
+        if features is None:
+            draws = augment.draw(config.augment, len(index), data.train_images.shape[-1], device)
+            inputs = augment.gather(data.train_images, index, draws, config.augment.cutout, fill)
+        else:
+            inputs = features[index].float()
         labels = data.train_labels[index]
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = model(images)
+            logits = model(inputs)
         loss = training_loss(logits.float(), labels, config, data.balanced_weights)
         optimizer.zero_grad()
         loss.backward()
@@ -152,14 +181,18 @@ def training_loss(logits: Tensor, labels: Tensor, config: TrialConfig, balanced_
 
 @torch.inference_mode()
 def eval_model(model: nn.Module, images: Tensor, ranks: Ranks = Ranks()) -> Tensor:
-    """Logits (N, num_classes) of uint8 images (N, C, H, W), as float32; with several ranks each does its share."""
+    """Logits (N, num_classes) of uint8 images (N, C, H, W), as float32; with several ranks each does its share.
+
+    A head takes features (N, D) instead of images.
+    """
     model.eval()
     device = images.device
     share = images[ranks.rank :: ranks.world_size]
     parts = []
-    for batch in share.split(EVAL_BATCH_SIZE):
+    for batch in share.split(model.eval_batch_size if isinstance(model, Classifier) else EVAL_BATCH_SIZE):
+        inputs = batch.float() if batch.ndim == 2 else batch.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            parts.append(model(batch.contiguous(memory_format=torch.channels_last)).float())
+            parts.append(model(inputs).float())
     logits = torch.cat(parts)
     if ranks.world_size == 1:
         return logits
@@ -171,6 +204,134 @@ def eval_model(model: nn.Module, images: Tensor, ranks: Ranks = Ranks()) -> Tens
     return torch.stack(gathered, 1).flatten(0, 1)[: len(images)]  # row i came from rank i % world_size
 
 
+class Training:
+    """A training between two of its epochs. Arguments are those of :func:`run_experiment`."""
+
+    def __init__(
+        self,
+        config: TrialConfig,
+        data: DeviceData,
+        seed: int,
+        max_epochs: int,
+        metric: str,
+        pretrained: Mapping[str, np.ndarray] | None,
+        ranks: Ranks,
+    ) -> None:
+        self.config, self.data, self.ranks = config, data, ranks
+        self.seed, self.max_epochs, self.metric = seed, max_epochs, metric
+        device = data.train_images.device
+        num_train, channels, _, image_size = data.train_images.shape
+        torch.manual_seed(seed)
+        model = build_model(config, num_classes=data.num_classes, channels=channels, image_size=image_size).to(device)
+        model.initialize(data.mean, data.std, pretrained)
+        if config.sync_batch_norm and ranks.world_size > 1:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model, ranks.group)
+        self.model = model.to(memory_format=torch.channels_last)
+        self.features: Features | None = None
+        self.part: nn.Module = self.model
+        """What of the model trains."""
+        if isinstance(model.network, ResNet) and config.trains_head_only:
+            began = time.perf_counter()
+            self.features = head_features(model, config, data.train_images, data.val_images, data.images_key, data.fill)
+            self.part = model.network.head
+            self.features_s = time.perf_counter() - began
+        self._new = True
+        self.optimizer = make_optimizer(config.optimizer, model)
+        steps_per_epoch = max(1, num_train // config.batch_size)
+        self.lr_schedule = LRSchedule(config.lr_schedule, self.optimizer, max_epochs * steps_per_epoch)
+        self.parallel = self._over_ranks()
+        self.history: list[Row] = []
+        self.best: Row = {}
+        self.best_weights: dict[str, Tensor] = {}
+
+    def _over_ranks(self) -> nn.Module:
+        if self.ranks.world_size == 1:
+            return self.part
+        return DistributedDataParallel(self.part, process_group=self.ranks.group)
+
+    def epoch(self) -> Row:
+        """Train the next epoch and validate. Raises as :func:`run_experiment` does."""
+        epoch = len(self.history) + 1
+        data, ranks = self.data, self.ranks
+        start = time.perf_counter()
+        lr = self.lr_schedule.lr
+        if self.part is self.model and self.model.unfreeze(epoch, self.max_epochs):
+            self.parallel = self._over_ranks()  # which hands round the gradients of what trained when it was made
+        # The order is that of all ranks; every rank augments its own images. Seeded by epoch, so that a training can
+        # be taken up between any two.
+        num_train = len(data.train_labels)
+        order = torch.randperm(num_train, generator=torch.Generator().manual_seed(_seed(self.seed, epoch)))
+        torch.manual_seed(_seed(self.seed, epoch, ranks.rank))
+        view = self.features.train[(epoch - 1) % len(self.features.train)] if self.features else None
+        order = order.to(data.train_labels.device)
+        sums = train_epoch(self.parallel, data, self.optimizer, self.lr_schedule, self.config, order, ranks, view)
+        train_loss, train_accuracy, grad_norm_max = sums.tolist()
+        if ranks.world_size > 1:
+            for buffer in self.part.buffers():
+                dist.broadcast(buffer, group=ranks.group, group_src=0)
+        trained_at = time.perf_counter()
+        val_inputs = data.val_images if self.features is None else self.features.val
+        val_logits = eval_model(self.part, val_inputs, ranks)  # of all images, on every rank
+        val_loss, val_accuracy = loss_and_accuracy(val_logits, data.val_labels)
+        self.lr_schedule.end_epoch(val_loss)
+        if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
+            raise NonFiniteLossError(f"non-finite loss in epoch {epoch}")
+        val_metric = ranking_metric(self.metric, val_logits, data.val_labels)
+        if val_metric is None:
+            raise InputError(f"--metric {self.metric}: undefined, a class has no validation images; use another metric")
+        row: Row = {
+            "epoch": epoch,
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+            "val_metric": val_metric,
+            "lr": lr,
+            "grad_norm_max": grad_norm_max,
+            "train_s": trained_at - start,
+            "eval_s": time.perf_counter() - trained_at,
+        }
+        if self._new and self.features:
+            row["features"] = {
+                "views": len(self.features.train),
+                "images_per_s": self.features.images_per_s,
+                "seconds": self.features_s,
+            }
+        self._new = False
+        self.history.append(row)
+        if not self.best or (val_metric, -val_loss) > (self.best["val_metric"], -self.best["val_loss"]):
+            self.best = row
+            self.best_weights = copy.deepcopy(self.part.state_dict())
+        return row
+
+    def pack(self) -> bytes:
+        """Return all that :meth:`unpack` needs to go on from here."""
+        packed = io.BytesIO()
+        state = {
+            "weights": self.part.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_schedule": self.lr_schedule.state_dict(),
+            "history": self.history,
+            "best_epoch": self.best["epoch"],
+            "best_weights": self.best_weights,
+        }
+        torch.save(state, packed)
+        return packed.getvalue()
+
+    def unpack(self, packed: bytes) -> None:
+        """Go on from where :meth:`pack` was called."""
+        state = torch.load(io.BytesIO(packed), map_location=self.data.train_images.device, weights_only=True)
+        self.part.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_schedule.load_state_dict(state["lr_schedule"])
+        self.history, self.best_weights = state["history"], state["best_weights"]
+        self.best = self.history[state["best_epoch"] - 1]
+
+
+def _seed(*path: int) -> int:
+    return int(np.random.SeedSequence(path).generate_state(1)[0])
+
+
 def run_experiment(
     config: TrialConfig,
     data: DeviceData,
@@ -179,7 +340,10 @@ def run_experiment(
     max_epochs: int,
     metric: str = "accuracy",
     patience: int | None = None,
+    pretrained: Mapping[str, np.ndarray] | None = None,
     report: Callable[[Row], None] = lambda row: None,
+    checkpoint: Callable[[Row, Callable[[], bytes]], None] = lambda row, pack: None,
+    resume: bytes | None = None,
     ranks: Ranks = Ranks(),
 ) -> Outcome:
     """Train one configuration and return the model with the weights of its best validation epoch.
@@ -191,70 +355,34 @@ def run_experiment(
         max_epochs: the horizon of the learning-rate schedule.
         metric: what `val_metric` is: `accuracy`, `auc` or `f1`, see :func:`metrics.ranking_metric`.
         patience: epochs without a better validation metric that end a constant, step or plateau schedule.
-        report: called after each epoch on every rank.
+        pretrained: backbone weights of a ResNet that has some, by torchvision's keys.
+        report: called after each epoch on every rank; what it raises ends the training.
+        checkpoint: called after `report`, but for the last epoch, with a function that packs what `resume` takes.
+        resume: packed by the same training, which goes on from there as if it had never ended.
         ranks: this process's place among those that train this model.
 
     Raises:
         NonFiniteLossError: the loss became infinite or NaN.
-        InputError: the batch size cannot be divided over the ranks, or the validation images have no such metric.
+        InputError: the batch size cannot be divided over the ranks, the network cannot take the images, or the
+            validation images have no such metric.
     """
     if config.batch_size % ranks.world_size:
         raise InputError(f"batch_size {config.batch_size} cannot be divided over {ranks.world_size} workers")
-    device = data.train_images.device
-    num_train, channels, _, image_size = data.train_images.shape
-    torch.manual_seed(seed)
-    order_generator = torch.Generator().manual_seed(seed)
-    model = build_model(config, num_classes=data.num_classes, channels=channels, image_size=image_size).to(device)
-    model.normalize.mean.copy_(data.mean.view(1, -1, 1, 1))
-    model.normalize.std.copy_(data.std.view(1, -1, 1, 1))
-    model = model.to(memory_format=torch.channels_last)
-    torch.manual_seed(seed + ranks.rank)  # every rank augments its own images
-    trained = DistributedDataParallel(model, process_group=ranks.group) if ranks.world_size > 1 else model
-    optimizer = make_optimizer(config.optimizer, model)
-    steps_per_epoch = max(1, num_train // config.batch_size)
-    lr_schedule = LRSchedule(config.lr_schedule, optimizer, max_epochs * steps_per_epoch)
+    if config.sync_batch_norm and data.train_images.device.type == "cpu":
+        raise InputError("sync_batch_norm: batch norm is only synchronised on GPUs; leave it out")
+    training = Training(config, data, seed, max_epochs, metric, pretrained, ranks)
+    if resume is not None:
+        training.unpack(resume)
     can_stop = patience is not None and config.lr_schedule.name in ("constant", "step", "plateau")
-    outcome = Outcome(model)
-    best_weights: dict[str, Tensor] = {}
-    for epoch in range(1, max_epochs + 1):
-        start = time.perf_counter()
-        lr = lr_schedule.lr
-        order = torch.randperm(num_train, generator=order_generator).to(device)
-        train_stats = train_epoch(trained, data, optimizer, lr_schedule, config, order, ranks).tolist()
-        if ranks.world_size > 1:
-            for buffer in model.buffers():
-                dist.broadcast(buffer, group=ranks.group, group_src=0)
-        trained_at = time.perf_counter()
-        val_logits = eval_model(model, data.val_images, ranks)  # of all images, on every rank
-        val_loss, val_accuracy = loss_and_accuracy(val_logits, data.val_labels)
-        lr_schedule.end_epoch(val_loss)
-        if not (math.isfinite(train_stats[0]) and math.isfinite(val_loss)):
-            raise NonFiniteLossError(f"non-finite loss in epoch {epoch}")
-        val_metric = ranking_metric(metric, val_logits, data.val_labels)
-        if val_metric is None:
-            raise InputError(f"--metric {metric}: undefined, a class has no validation images; take accuracy or f1")
-        row: Row = {
-            "epoch": epoch,
-            "train_loss": train_stats[0],
-            "train_accuracy": train_stats[1],
-            "val_loss": val_loss,
-            "val_accuracy": val_accuracy,
-            "val_metric": val_metric,
-            "lr": lr,
-            "grad_norm_max": train_stats[2],
-            "train_s": trained_at - start,
-            "eval_s": time.perf_counter() - trained_at,
-        }
-        if not outcome.best or (row["val_metric"], -val_loss) > (outcome.best["val_metric"], -outcome.best["val_loss"]):
-            outcome.best = row
-            best_weights = copy.deepcopy(model.state_dict())
-        stale = epoch - outcome.best["epoch"]
-        row["best_val_metric"] = outcome.best["val_metric"]
-        row["finished"] = epoch == max_epochs or (can_stop and patience is not None and stale >= patience)
-        outcome.history.append(row)
+    while len(training.history) < max_epochs:
+        row = training.epoch()
+        stale = row["epoch"] - training.best["epoch"]
+        row["best_val_metric"] = training.best["val_metric"]
+        row["finished"] = row["epoch"] == max_epochs or (can_stop and patience is not None and stale >= patience)
         report(row)
         if row["finished"]:
             break
-    model.load_state_dict(best_weights)
-    model.eval()
-    return outcome
+        checkpoint(row, training.pack)
+    training.part.load_state_dict(training.best_weights)
+    training.model.eval()
+    return Outcome(training.model, training.history, training.best)

@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,24 +9,38 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from cifar_ray.config import LRScheduleConfig, OptimizerConfig
+from cifar_ray.models import Classifier
+from cifar_ray.models.resnet import ResNet
 
 
 def make_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimizer; only weights of two and more dimensions decay (not norms, not biases)."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """Build the optimizer; only weights of two and more dimensions decay (not norms, not biases).
+
+    The first of its groups has the learning rate of the configuration, others that of their part of the model.
+    """
+    network = model.network if isinstance(model, Classifier) else model
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    lr_groups = network.lr_groups() if isinstance(network, ResNet) else [(1.0, trained)]
     if config.name == "muon":
-        return MuonAdamW(config, parameters)
-    groups = _groups(parameters, config.weight_decay)
+        return MuonAdamW(config, lr_groups)
+    groups = _groups(lr_groups, config)
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
 
 
-def _groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+LRGroup = tuple[float, list[nn.Parameter]]
+"""Parameters, and their learning rate as a multiple of the configuration's."""
+
+
+def _groups(lr_groups: Sequence[LRGroup], config: OptimizerConfig) -> list[dict[str, Any]]:
+    groups = []
+    for factor, parameters in lr_groups:
+        for decays in (True, False):
+            chosen = [p for p in parameters if (p.ndim >= 2) == decays]
+            weight_decay = config.weight_decay if decays else 0.0
+            groups.append({"params": chosen, "lr": factor * config.lr, "weight_decay": weight_decay})
+    return [group for group in groups if group["params"]]
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -35,29 +50,27 @@ class MuonAdamW(torch.optim.Optimizer):
     filters (D, C, K, K) are D rows to it. Scaled as by Liu et al. 2025 (arXiv:2502.16982), its updates are as large as
     AdamW's, so that one learning rate and one weight decay serve both.
 
-    The state is that of the two optimizers inside: `state_dict` does not hold it.
+    Its state is that of the two optimizers inside.
     """
 
-    def __init__(self, config: OptimizerConfig, parameters: list[nn.Parameter]) -> None:
-        self.filters = [p for p in parameters if p.ndim == 4]
-        others = _groups([p for p in parameters if p.ndim != 4], config.weight_decay)
+    def __init__(self, config: OptimizerConfig, lr_groups: Sequence[LRGroup]) -> None:
+        filters = _groups([(factor, [p for p in params if p.ndim == 4]) for factor, params in lr_groups], config)
+        others = _groups([(factor, [p for p in params if p.ndim != 4]) for factor, params in lr_groups], config)
         # These groups are what the outside sees and sets learning rates in; those of the two optimizers follow them.
-        filters = {"params": self.filters, "weight_decay": config.weight_decay}
-        super().__init__([filters, *others], {"lr": config.lr})
+        super().__init__([*others, *filters], {"lr": config.lr})
+        self.filters = [p for group in filters for p in group["params"]]
         # Muon changes the filters through matrices in the same memory. There each filter is one piece, its values in
         # one of two orders, and the order of a matrix's columns makes no difference to Muon.
         self.channels_last = [not p.is_contiguous() for p in self.filters]
         self.matrices = [_as_matrix(p.detach(), last) for p, last in zip(self.filters, self.channels_last, strict=True)]
-        self.muon = torch.optim.Muon(
-            [{"params": self.matrices, "weight_decay": config.weight_decay}],
-            momentum=config.momentum,
-            adjust_lr_fn="match_rms_adamw",
-        )
+        left = iter(self.matrices)
+        matrices = [{**group, "params": [next(left) for _ in group["params"]]} for group in filters]
+        self.muon = torch.optim.Muon(matrices, momentum=config.momentum, adjust_lr_fn="match_rms_adamw")
         self.adamw = torch.optim.AdamW([dict(group) for group in others], betas=(config.momentum, 0.999), fused=True)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        inner = self.muon.param_groups + self.adamw.param_groups
+        inner = self.adamw.param_groups + self.muon.param_groups
         for group, seen in zip(inner, self.param_groups, strict=True):
             group["lr"] = seen["lr"]
         for matrix, weight, last in zip(self.matrices, self.filters, self.channels_last, strict=True):
@@ -65,6 +78,16 @@ class MuonAdamW(torch.optim.Optimizer):
             matrix.grad = None if weight.grad is None else _as_matrix(weight.grad, last)
         self.muon.step()
         self.adamw.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        rates = [group["lr"] for group in self.param_groups]
+        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict(), "lr": rates}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.muon.load_state_dict(state_dict["muon"])
+        self.adamw.load_state_dict(state_dict["adamw"])
+        for group, lr in zip(self.param_groups, state_dict["lr"], strict=True):
+            group["lr"] = lr
 
 
 def _as_matrix(filters: Tensor, channels_last: bool) -> Tensor:
@@ -111,3 +134,15 @@ class LRSchedule:
     def end_epoch(self, val_loss: float) -> None:
         if self.plateau is not None:
             self.plateau.step(val_loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what :meth:`load_state_dict` goes on from."""
+        return {
+            "by_step": self.by_step.state_dict(),
+            "plateau": self.plateau and self.plateau.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.by_step.load_state_dict(state_dict["by_step"])
+        if self.plateau is not None:
+            self.plateau.load_state_dict(state_dict["plateau"])

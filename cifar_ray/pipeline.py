@@ -2,19 +2,22 @@
 
 import contextlib
 import shlex
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
-import optuna
 import ray
+import torch
 from ray.exceptions import RayTaskError
 
 from cifar_ray.config import InputError, Task, TrialConfig
 from cifar_ray.data import DataSplits
-from cifar_ray.estimate import Speed, Workload
+from cifar_ray.estimate import FINALS_START_S, SEARCH_START_S, Speed, Workload
 from cifar_ray.finals import evaluate_finals, train_finals, write_report
 from cifar_ray.launch import Place, Run, check_devices, load_run_data, sigterm_as_ctrl_c
+from cifar_ray.pretrained import Pretrained, put_weights
 from cifar_ray.progress import Console, duration
 from cifar_ray.results import Row
 from cifar_ray.runtime import output_to_file, ray_session, temporary_folder
@@ -26,9 +29,17 @@ RAY_LOG = "ray.log"
 
 
 @contextlib.contextmanager
-def started(run: Run, what: str, source: str) -> Iterator[tuple[Place, DataSplits] | None]:
-    """Load the data and start Ray for a run; None where an earlier session has brought it to its end."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+def started(
+    run: Run, what: str, source: str, configs: Iterable[TrialConfig]
+) -> Iterator[tuple[Place, DataSplits] | None]:
+    """Load the data and start Ray for a run; None where an earlier session has brought it to its end.
+
+    Args:
+        run: what begins, or is taken up.
+        what: in words.
+        source: of the data.
+        configs: what may be trained, as far as that is known without the data.
+    """
     console = Console()
     with contextlib.closing(run), contextlib.ExitStack() as stack:
         console.line(f"cifar_ray {version('cifar_ray')}: {what}")
@@ -36,15 +47,16 @@ def started(run: Run, what: str, source: str) -> Iterator[tuple[Place, DataSplit
             console.line(f"this run has come to its end: {run.folder.report_html}")
             yield None
             return
-        data = load_run_data(run, source, console)
+        data = load_run_data(run, source, console, auto_image_size(configs))
         folder = stack.enter_context(temporary_folder())
         stack.enter_context(output_to_file(folder / RAY_LOG))
         hardware = stack.enter_context(ray_session(folder))
         stack.enter_context(sigterm_as_ctrl_c())
         place = Place(run, console, hardware, folder)
         check_devices(place)
+        each = f", {place.workers} workers each" if place.workers > 1 else ""
         console.line(
-            f"devices     {hardware.num_cpus} CPUs, {hardware.num_gpus} GPUs: {place.slots} trials side by side"
+            f"devices     {hardware.num_cpus} CPUs, {hardware.num_gpus} GPUs: {place.slots} trials side by side{each}"
         )
         yield place, data
 
@@ -90,16 +102,10 @@ def recorded(place: Place, first_phase: str) -> Iterator[list[Row]]:
                 console.line(f"resume      {run.resume_command}")
 
 
-def finish(
-    place: Place,
-    data: DataSplits,
-    arrays: "ray.ObjectRef[dict[str, np.ndarray]]",
-    models: Sequence[FinalModel],
-    max_epochs: int,
-) -> list[Row]:
+def finish(place: Place, data: DataSplits, shared: TrialSettings, models: Sequence[FinalModel]) -> list[Row]:
     """Train the final models and evaluate them; return the rows of results.csv."""
     run, console = place.run, place.console
-    train_finals(place, models, arrays, data, max_epochs)
+    train_finals(place, models, shared, data)
     trained = [model for model in models if place.folder.is_saved(model.name)]
     console.line(
         f"finals      {len(trained)} of {len(models)} models trained in {duration(run.next_phase('evaluation'))}"
@@ -109,7 +115,34 @@ def finish(
     return rows
 
 
-def make_task(place: Place, data: DataSplits) -> Task:
+NO_DATA = Task(num_classes=10, channels=3, image_size=32, num_train=1000, device="cpu")
+"""Stands for a run's task while its data is not there yet."""
+
+
+def auto_image_size(configs: Iterable[TrialConfig]) -> int:
+    """Side that large images are brought to, in pixels: larger where a ResNet may be trained on them."""
+    if all(config.family == "cnn" for config in configs):
+        return 32
+    return 160 if torch.cuda.is_available() else 96
+
+
+def share_weights(place: Place, configs: Iterable[TrialConfig]) -> Pretrained:
+    """Read the pretrained weights of the configurations, and see to it that a resumed run meets the same again.
+
+    Raises:
+        InputError: some cannot be read or downloaded, or `--weights` was given and no configuration uses any.
+    """
+    configs = list(configs)
+    if place.run.settings.weights is not None and all(config.family == "cnn" for config in configs):
+        raise InputError("--weights: none of these models is a ResNet; leave it out, or add one (--space cnn,resnet)")
+    refs, facts = put_weights(configs)
+    for fact in facts:
+        place.console.line(f"weights     {fact['backbone']}: {fact['source']} (SHA-256 {fact['sha256'][:12]})")
+    place.run.check_unchanged(weights=facts)
+    return refs
+
+
+def make_task(place: Place, data: DataSplits, backbones: tuple[str, ...] = Task.backbones) -> Task:
     num_train, channels, image_size, _ = data.train.images.shape
     sizes = np.bincount(data.train.labels)
     return Task(
@@ -120,12 +153,16 @@ def make_task(place: Place, data: DataSplits) -> Task:
         device="cuda" if place.resources["GPU"] else "cpu",
         flips=data.flips,
         imbalance=float(sizes.max() / sizes.min()),
+        weights=place.run.settings.weights or "DEFAULT",
+        backbones=backbones,
     )
 
 
 def make_workload(place: Place, data: DataSplits, max_epochs: int, seeds: int) -> Workload:
     num_train, num_val, num_test = (len(split.images) for split in (data.train, data.val, data.test))
-    return Workload(num_train, num_val, num_test, max_epochs, seeds, place.slots)
+    # Several workers to a trial are those of Ray Train, in the search too.
+    search_start_s = SEARCH_START_S if place.workers == 1 else FINALS_START_S
+    return Workload(num_train, num_val, num_test, max_epochs, seeds, place.slots, search_start_s)
 
 
 def measure_speeds(place: Place, config: TrialConfig, shared: TrialSettings) -> tuple[Speed, float]:
@@ -136,9 +173,16 @@ def measure_speeds(place: Place, config: TrialConfig, shared: TrialSettings) -> 
     """
     task = ray.remote(num_cpus=place.resources["CPU"], num_gpus=place.resources["GPU"])(measure_speed)
     try:
-        measured = ray.get([task.remote(config, shared) for _ in range(place.slots)])
+        measured = ray.get([task.remote(config, shared) for _ in range(place.worker_slots)])
     except RayTaskError as error:
         cause = " ".join(str(error.cause).split())
         raise InputError(f"this configuration cannot be trained here: {cause:.200} ({config})") from error
-    mean = {name: sum(one[name] for one in measured) / len(measured) for name in measured[0]}
-    return Speed(mean["train_images_per_s"], mean["eval_images_per_s"]), mean["memory_mb"]
+    speeds = [speed for speed, _ in measured]
+    # Workers that train a model together are taken to be as fast as each alone; they do not quite get there.
+    mean = replace(
+        speeds[0],
+        train=place.workers * statistics.fmean(speed.train for speed in speeds),
+        val=place.workers * statistics.fmean(speed.val for speed in speeds),
+        test=place.workers * statistics.fmean(speed.test for speed in speeds),
+    )
+    return mean, statistics.fmean(memory_mb for _, memory_mb in measured)

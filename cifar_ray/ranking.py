@@ -26,6 +26,11 @@ def best_value(trial: Row) -> Any:
     return (trial.get("best") or {}).get("val_metric")
 
 
+def is_default(config: str) -> bool:
+    """Whether that names a default recipe: `default`, or with several spaces also one such as `default-resnet`."""
+    return config == DEFAULT or config.startswith(f"{DEFAULT}-")
+
+
 @dataclass(frozen=True)
 class Interval:
     """A mean over `n` values and its confidence interval; the bounds are None where `n` is below 2."""
@@ -62,7 +67,7 @@ def mean_interval(values: Iterable[float | None], confidence: float = 0.95) -> I
 
 @dataclass(frozen=True)
 class ConfigSummary:
-    """One configuration over its seeds. Latencies are of one image, in milliseconds."""
+    """One configuration over its seeds. Latencies are of one image, in milliseconds; `train_s` is a mean."""
 
     config: str
     family: str | None
@@ -80,6 +85,7 @@ class ConfigSummary:
     latency_ms_p50: float | None
     latency_ms_p95: float | None
     images_per_s: float | None
+    train_s: float | None
 
 
 def _rank_key(metric: float | None, loss: float | None, num_params: float | None) -> tuple[float, float, float]:
@@ -110,9 +116,19 @@ def summarise(rows: Iterable[Row]) -> list[ConfigSummary]:
         for name in ("family", "trial", "num_params", "size_mb", "latency_ms_p50", "latency_ms_p95", "images_per_s"):
             # The same for every seed, and latency is measured for one of them: take the first that is known.
             fields[name] = next((row[name] for row in group if row.get(name) is not None), None)
+        fields["train_s"] = mean_interval(row.get("train_s") for row in group).mean
         models = [row["model"] for row in group]
         summaries.append(ConfigSummary(config=config, models=models, best_model=best["model"], **fields))
     return sorted(summaries, key=lambda one: _rank_key(one.val_metric.mean, one.val_loss.mean, one.num_params))
+
+
+def best_of_families(summaries: Iterable[ConfigSummary]) -> list[ConfigSummary]:
+    """The first configuration of each family, of ranked summaries and in their order; unknown families are left out."""
+    best: dict[str, ConfigSummary] = {}
+    for one in summaries:
+        if one.family is not None:
+            best.setdefault(one.family, one)
+    return list(best.values())
 
 
 @dataclass(frozen=True)
@@ -198,35 +214,106 @@ def points(value: float) -> str:
     return f"{100 * value:+.2f}"
 
 
-def verdict(summaries: Sequence[ConfigSummary], comparisons: Sequence[Comparison], metric: str = "accuracy") -> str:
-    """Say in one or two plain sentences which configuration to take, and how sure that is."""
+def _difference(one: Comparison) -> str:
+    """A difference and its interval in words."""
+    interval = f"95 % interval {points(one.low)} to {points(one.high)}"
+    return f"{points(one.difference)} points ({interval}{'' if one.counts_seeds else ' from the test images alone'})"
+
+
+def verdict(
+    summaries: Sequence[ConfigSummary],
+    comparisons: Sequence[Comparison],
+    metric: str = "accuracy",
+    default: str = DEFAULT,
+    recipes: Mapping[str, str] | None = None,
+) -> str:
+    """Say in one or two plain sentences which configuration to take, and how sure that is.
+
+    Args:
+        summaries: ranked.
+        comparisons: of the best configuration with others.
+        metric: that ranked them.
+        default: the default recipe that shows what the search gained.
+        recipes: what to call each default recipe, by its name; needed where there are several.
+    """
     if not summaries:
         return "No final model has been trained and evaluated, so there is no verdict."
     best, others = summaries[0], [one.config for one in summaries[1:]]
     by_name = {one.b: one for one in comparisons if one.a == best.config}
+    recipes = recipes or {DEFAULT: "the default recipe"}
 
     def against(other: str, name: str, tie: str) -> str:
         if other not in by_name:
             return f"how it compares with {name} is unknown, since predictions are missing"
         one = by_name[other]
         words = f"it beats {name}" if one.low > 0 else f"it is worse on test than {name}" if one.high < 0 else tie
-        interval = f"95 % interval {points(one.low)} to {points(one.high)}"
         if not one.counts_seeds:
-            words, interval = f"one seed is too few to compare it with {name}", f"{interval} from the test images alone"
-        return f"{words}: {points(one.difference)} points ({interval})"
+            words = f"one seed is too few to compare it with {name}"
+        return f"{words}: {_difference(one)}"
 
     accuracy = best.test_accuracy
     seeds = f"95 % interval over {accuracy.n} seeds" if accuracy.n > 1 else "one seed, so no interval"
     first = f"test accuracy {percent(accuracy)} % ({seeds})" if accuracy.n else "test accuracy not measured"
     second = []
-    if others and best.config == DEFAULT:
-        second.append("the search found nothing better than the default recipe")
-    elif DEFAULT in others:
-        tie = "the search gained nothing measurable over the default recipe"
-        second.append(against(DEFAULT, "the default recipe", tie))
-    if others and others[0] != DEFAULT:
-        name = f"the runner-up {others[0]}"
+    if others and best.config == default:
+        second.append(f"the search found nothing better than {recipes[default]}")
+    elif default in others:
+        tie = f"the search gained nothing measurable over {recipes[default]}"
+        second.append(against(default, recipes[default], tie))
+    if others and others[0] != default:
+        name = f"the runner-up, {recipes[others[0]]}" if others[0] in recipes else f"the runner-up {others[0]}"
         second.append(against(others[0], name, f"it cannot be told apart from {name}"))
     first += f", the best by mean validation {metric}" if others else ""
     said = "; ".join(second)
     return f"Take {best.config}: {first}." + (f" {said[0].upper()}{said[1:]}." if said else "")
+
+
+def _times(ratio: float, thing: str, same: str) -> str:
+    """So many times a thing, with two significant digits: `71 times the parameters`, `1.4 % of the parameters`."""
+    if abs(ratio - 1) < 0.05:
+        return f"about {same} {thing}"
+    if ratio < 1:
+        return f"{100 * ratio:.2g} % of the {thing}"
+    return f"{ratio:,.0f} times the {thing}" if ratio >= 9.95 else f"{ratio:.1f} times the {thing}"
+
+
+def family_verdict(
+    best: Sequence[ConfigSummary], comparisons: Sequence[Comparison], metric: str = "accuracy"
+) -> list[str]:
+    """Say of the first family against each other one whether to take it, how sure that is, and what it costs.
+
+    Args:
+        best: the best configuration of each family, ranked.
+        comparisons: of the first of them with others.
+        metric: that ranked them.
+    """
+    winner, by_name = best[0], {one.b: one for one in comparisons if one.a == best[0].config}
+    first = f"{winner.family} ranks first by mean validation {metric}"
+    return [_family_against(winner, other, by_name.get(other.config), first) for other in best[1:]]
+
+
+def _family_against(winner: ConfigSummary, other: ConfigSummary, found: Comparison | None, first: str) -> str:
+    ratios = {}
+    if winner.num_params and other.num_params:
+        ratios["size"] = winner.num_params / other.num_params
+    if winner.latency_ms_p50 and other.latency_ms_p50:
+        ratios["speed"] = winner.latency_ms_p50 / other.latency_ms_p50
+    things = {"size": ("parameters", "as many"), "speed": ("latency of one image", "the same")}
+    cost = " and ".join(_times(ratio, *things[what]) for what, ratio in ratios.items())
+    cost = cost and f", {'for' if min(ratios.values()) > 1 else 'with'} {cost}"
+
+    if found is None:
+        return f"{first}{cost}; how it compares with {other.family} on test is unknown, since predictions are missing."
+    said = f"{_difference(found)}{cost}"
+    if not found.counts_seeds:
+        return f"{first}, but one seed is too few to compare it with {other.family}: {said}."
+    if found.low > 0:
+        return f"Take {winner.family}, whose best configuration beats that of {other.family} on test: {said}."
+    if found.high < 0:
+        return f"No clear choice: {first}, but is worse on test than {other.family}: {said}."
+    cheaper: dict[str | None, list[str]] = {}
+    for what, ratio in ratios.items():
+        if abs(ratio - 1) >= 0.05:
+            cheaper.setdefault(winner.family if ratio < 1 else other.family, []).append(what)
+    take = " and ".join(f"{family} where {' or '.join(whats)} counts" for family, whats in cheaper.items())
+    return f"{first}, but cannot be told apart from {other.family} on test: {said}. Take {take or 'either'}."

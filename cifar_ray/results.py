@@ -39,6 +39,9 @@ LATENCY_COLUMNS = (
 TEXT_COLUMNS = frozenset({"model", "family", "config", "device", "torch"})
 """Columns that stay text even where they look like numbers (a preset called `2024`, torch `2.11`)."""
 
+CHECKPOINT = "checkpoint.pt"
+"""In the folder of a training under way: what it goes on from."""
+
 Row = dict[str, Any]
 
 

@@ -7,14 +7,15 @@ that was interrupted, however it was, goes on from there.
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
 import optuna
+import ray
 import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -28,7 +29,8 @@ from cifar_ray.loop import Row
 from cifar_ray.models import build_model, count_params
 from cifar_ray.results import DEFAULT
 from cifar_ray.space import Space, one_line
-from cifar_ray.trial import ROW, TrialSettings, train_trial
+from cifar_ray.trial import ROW, TrialSettings, relay_trial, train_trial
+from cifar_ray.worker import Pool
 
 REDUCTION_FACTOR = 3
 
@@ -47,6 +49,8 @@ class Watcher(Protocol):
     def trial_began(self, number: int, params: dict[str, Any]) -> None: ...
 
     def epoch_ended(self, number: int, row: Row) -> None: ...
+
+    def checkpointed(self, number: int, packed: bytes) -> None: ...
 
     def trial_ended(self, record: Record) -> None: ...
 
@@ -107,6 +111,15 @@ def trial_seed(study_seed: int, *path: int) -> int:
 
 
 @dataclass(frozen=True)
+class TrialCheckpoint:
+    """What a trial goes on from."""
+
+    packed: bytes
+    rows: Sequence[Row]
+    """Of the epochs that are behind it."""
+
+
+@dataclass(frozen=True)
 class Limits:
     """What a configuration may be at most, and how long the search may go on."""
 
@@ -133,6 +146,7 @@ class StudySearcher(Searcher):
         index: of this space among the `num_spaces` of the run, which take turns in the numbers of trials.
         num_spaces: of the run.
         clock: tells the seconds that the search has taken so far.
+        checkpoints: what trials that were interrupted go on from, by number.
     """
 
     def __init__(
@@ -147,6 +161,7 @@ class StudySearcher(Searcher):
         index: int = 0,
         num_spaces: int = 1,
         clock: Callable[[], float] = time.monotonic,
+        checkpoints: Mapping[int, "TrialCheckpoint"] = MappingProxyType({}),
     ) -> None:
         super().__init__(metric="best_val_metric", mode="max")
         self.study = study
@@ -164,6 +179,8 @@ class StudySearcher(Searcher):
         for record in self.records:
             self._finished[record["state"]] += 1
         self.clock = clock
+        self.checkpoints = checkpoints
+        self.pool: Pool | None = None
         if not study.trials and space.default is not None:
             study.enqueue_trial(space.default(task))
 
@@ -187,7 +204,7 @@ class StudySearcher(Searcher):
         return self.limits.out_of_time(self.records)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        while not self.finished:
+        while not self.finished and (self.pool is None or self.pool.error is None):
             if self._usable + len(self._running) >= self.num_trials:
                 return None  # enough are under way; one that fails will be replaced
             trial = self.study.ask()
@@ -205,7 +222,17 @@ class StudySearcher(Searcher):
             assert running.config is not None
             trial.set_user_attr("tune_trial_id", trial_id)
             self._running[trial_id] = running
-            return {"config": running.config.to_dict(), "seed": trial_seed(self.seed, running.number)}
+            drawn: dict[str, Any] = {
+                "config": running.config.to_dict(),
+                "seed": trial_seed(self.seed, running.number),
+                "number": running.number,
+            }
+            if checkpoint := self.checkpoints.get(running.number):
+                running.go_on(checkpoint.rows)
+                for row in checkpoint.rows:
+                    self.watcher.epoch_ended(running.number, row)
+                drawn["resume"] = [ray.put(checkpoint.packed)]  # in a list, so that Tune passes it on as it is
+            return drawn
         return Searcher.FINISHED
 
     def _config(self, trial: optuna.Trial) -> TrialConfig:
@@ -227,9 +254,11 @@ class StudySearcher(Searcher):
         if running is None or ROW not in result:
             return
         row: Row = result[ROW][0]
-        running.seconds = row["seconds"]
+        running.seconds = {kind: s + running.earlier_s.get(kind, 0.0) for kind, s in row["seconds"].items()}
         if "failure" in row:
             running.failure = row["failure"]
+        elif "checkpoint" in row:
+            self.watcher.checkpointed(running.number, row["checkpoint"])
         elif not running.history or row["epoch"] > running.history[-1]["epoch"]:  # Tune repeats the last result
             running.history.append(row)
             if row["epoch"] not in running.reported:  # before an interruption
@@ -296,11 +325,18 @@ class _Running:
     num_params: int | None = None
     history: list[Row] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    earlier_s: dict[str, float] = field(default_factory=dict)
+    """Seconds of the epochs that an earlier session trained."""
     failure: str | None = None
     infeasible: str | None = None
 
     def __post_init__(self) -> None:
         self.reported = frozenset(self.trial.study.trials[self.trial.number].intermediate_values)
+
+    def go_on(self, rows: Sequence[Row]) -> None:
+        """Take over the epochs of an earlier session."""
+        self.history = list(rows)
+        self.earlier_s = {kind: sum(row[f"{kind}_s"] for row in rows) for kind in ("train", "eval")}
 
     def record(self) -> Record:
         """Return the trial's line of trials.jsonl."""
@@ -323,6 +359,7 @@ class _Running:
             "state": state,
             "reason": failure or self.infeasible,
             "epochs": len(self.history),
+            "features": self.history[0].get("features") if self.history else None,
             "best": _validation(max(self.history, key=lambda r: (r["val_metric"], -r["val_loss"]), default=None)),
             "last": _validation(last),
             "seconds": self.seconds,
@@ -358,7 +395,13 @@ class _OutOfTime(tune.Stopper):
         return {}
 
 
-def run_search(searcher: StudySearcher, settings: TrialSettings, resources: dict[str, float], storage: Path) -> None:
+def run_search(
+    searcher: StudySearcher,
+    settings: TrialSettings,
+    resources: dict[str, float],
+    storage: Path,
+    pool: Pool | None = None,
+) -> None:
     """Run the trials of `searcher` to the end, as many side by side as `resources` allow.
 
     Args:
@@ -366,22 +409,50 @@ def run_search(searcher: StudySearcher, settings: TrialSettings, resources: dict
         settings: shared by all trials.
         resources: of one trial, by Ray's names (`CPU`, `GPU`).
         storage: a folder for Tune's own files, of no use afterwards.
+        pool: workers that train the trials, one for each group of them; without it each trial trains itself.
+
+    Raises:
+        ray.train.TrainingFailedError: the workers of the pool were lost again and again.
     """
-    trainable = tune.with_resources(
-        tune.with_parameters(train_trial, settings=settings), {name.lower(): n for name, n in resources.items()}
-    )
+    searcher.pool = pool
+    if pool is None:
+        trainable = tune.with_resources(
+            tune.with_parameters(train_trial, settings=settings), {name.lower(): n for name, n in resources.items()}
+        )
+    else:
+        # The workers hold every CPU: of what is left, a trial that only passes messages on takes as good as nothing.
+        trainable = tune.with_resources(tune.with_parameters(relay_trial, desk=pool.desk), {"memory": 1})
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             num_samples=-1,
+            max_concurrent_trials=None if pool is None else pool.num_groups,
             reuse_actors=True,
             scheduler=_asha(settings.max_epochs, searcher.study),
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
-        run_config=tune.RunConfig(name="search", storage_path=str(storage), verbose=0, stop=_OutOfTime(searcher)),
+        run_config=tune.RunConfig(
+            name="search",
+            storage_path=str(storage),
+            verbose=0,
+            stop=_OutOfTime(searcher),
+            callbacks=[] if pool is None else [_DropAtTheDesk(pool)],
+        ),
     )
     tuner.fit()
+    if pool is not None:
+        pool.check()
+
+
+class _DropAtTheDesk(tune.Callback):
+    """Tells the desk of trials that have ended: one whose process was killed cannot do so itself."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.desk = pool.desk
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self.desk.drop.remote(str(trial.config["number"]))
 
 
 def _asha(max_epochs: int, study: optuna.Study) -> ASHAScheduler:

@@ -6,16 +6,31 @@ Knows nothing of HTML and Markdown, which only lay the sections out.
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from cifar_ray import results
-from cifar_ray.figures import COLOURS, GREY, LINES, confusion_figure, curves_figure, png, search_figure, speed_figure
+from cifar_ray.figures import COLOURS, GREYS, LINES, confusion_figure, curves_figure, png, search_figure, speed_figure
 from cifar_ray.progress import duration
-from cifar_ray.ranking import TRIED, Interval, best_value, compare_best, percent, points, summarise, verdict
+from cifar_ray.ranking import (
+    TRIED,
+    Comparison,
+    ConfigSummary,
+    Interval,
+    best_of_families,
+    best_value,
+    compare_best,
+    family_verdict,
+    is_default,
+    percent,
+    points,
+    summarise,
+    verdict,
+)
 from cifar_ray.results import DEFAULT, Row, RunFolder
 
 SECONDS = ("startup", "data", "capture", "train", "eval", "wait")
@@ -84,18 +99,42 @@ class Records:
         self.phases = {name: s for name, s in (self.run.get("phases_s") or {}).items() if s is not None}
         self.space_of = {trial["name"]: str(trial.get("space")) for trial in self.trials}
         self.several_spaces = len(set(self.space_of.values())) > 1
+        self.family_of = {trial["name"]: (trial.get("config") or {}).get("family") for trial in self.trials}
+        self.family_of |= {one.config: one.family for one in self.summaries}
+        self.best_of_families = best_of_families(self.summaries)
+        self.several_families = len(self.best_of_families) > 1
         tried = [trial for trial in self.trials if trial["state"] in TRIED and best_value(trial) is not None]
         self.tried = sorted(tried, key=lambda trial: -best_value(trial))
         self.styles = {}
+        defaults = sorted(one.config for one in self.summaries if is_default(one.config))
         for i, one in enumerate(self.summaries):
-            look = {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[i // len(COLOURS) % len(LINES)]}
-            self.styles[one.config] = {"color": GREY} if one.config == DEFAULT else look
+            colours, place = (GREYS, defaults.index(one.config)) if one.config in defaults else (COLOURS, i)
+            line = LINES[place // len(colours) % len(LINES)]
+            self.styles[one.config] = {"color": colours[place % len(colours)], "linestyle": line}
 
     def score(self, value: float | Interval | None) -> str:
         """The metric of the search as text: accuracy in percent, others as fractions."""
         if self.metric == "accuracy":
             return f"{percent(value)} %"
         return decimals(value.mean if isinstance(value, Interval) else value)
+
+    def default_of(self, name: str, among: Iterable[str]) -> str | None:
+        """The default recipe in `among` that a configuration is to be measured by: its family's, of its space first."""
+        family = [one for one in among if is_default(one) and self.family_of.get(one) == self.family_of.get(name)]
+        space = self.space_of.get(name)
+        return min(family, key=lambda one: (self.space_of.get(one) != space, one != DEFAULT), default=None)
+
+    def recipe(self, default: str) -> str:
+        """What to call a default recipe."""
+        if not (self.several_spaces or self.several_families):
+            return "the default recipe"
+        return f"the default recipe of {self.space_of.get(default) or self.family_of.get(default)}"
+
+    def origin(self, name: str) -> Row:
+        """A cell that tells where a configuration comes from, where that differs within the run."""
+        if self.several_spaces:
+            return {"space": self.space_of.get(name, "-")}
+        return {"family": self.family_of.get(name) or "-"} if self.several_families else {}
 
     def class_name(self, index: int) -> str:
         names = self.data.get("class_names") or []
@@ -138,8 +177,8 @@ def _share(part: float, whole: float) -> str:
 
 def sections_of(records: Records) -> list[Section]:
     """All sections in the order of the report, without those that the run has no records for."""
-    sections = [_finalists(records) if records.summaries else _best_trials(records), _gain(records)]
-    sections += [_figures(records), _errors(records), _speed(records), _configuration(records)]
+    sections = [_finalists(records) if records.summaries else _best_trials(records), _families(records)]
+    sections += [_gain(records), _figures(records), _errors(records), _speed(records), _configuration(records)]
     sections += [_trials(records), _ledger(records)]
     return [one for one in sections if one.text or one.tables or one.images or one.folded]
 
@@ -168,24 +207,25 @@ def facts_of(records: Records) -> list[tuple[str, str]]:
     ]
 
 
+def _measured(records: Records, one: ConfigSummary) -> dict[str, str]:
+    """Cells of what was measured of a configuration."""
+    cells = {} if records.metric == "accuracy" else {f"val {records.metric_name}": records.score(one.val_metric)}
+    cells |= {"val acc %": percent(one.val_accuracy), "test acc %": percent(one.test_accuracy)}
+    cells["test AUC"] = decimals(one.test_auc.mean)
+    if records.metric == "f1":
+        cells["test F1"] = decimals(one.test_f1.mean)
+    cells |= {"params": short(one.num_params), "MB": decimals(one.size_mb, 2), "p50 ms": short(one.latency_ms_p50)}
+    return cells | {"p95 ms": short(one.latency_ms_p95), "images/s": short(one.images_per_s)}
+
+
 def _finalists(records: Records) -> Section:
-    table = Table([], [], num_text=2 + records.several_spaces)
+    table = Table([], [])
     for rank, one in enumerate(records.summaries, start=1):
-        cells = {"#": str(rank), "configuration": one.config}
-        if records.several_spaces:
-            cells["space"] = records.space_of.get(one.config, "-")
-        if records.metric != "accuracy":
-            cells[f"val {records.metric_name}"] = records.score(one.val_metric)
-        cells |= {"val acc %": percent(one.val_accuracy), "test acc %": percent(one.test_accuracy)}
-        cells["test AUC"] = decimals(one.test_auc.mean)
-        if records.metric == "f1":
-            cells["test F1"] = decimals(one.test_f1.mean)
-        cells |= {"params": short(one.num_params), "MB": decimals(one.size_mb, 2), "p50 ms": short(one.latency_ms_p50)}
-        cells |= {"p95 ms": short(one.latency_ms_p95), "images/s": short(one.images_per_s)}
-        cells["seeds"] = str(len(one.models))
-        table.columns = list(cells)
+        words = {"#": str(rank), "configuration": one.config, **records.origin(one.config)}
+        cells = words | _measured(records, one) | {"seeds": str(len(one.models))}
+        table.columns, table.num_text = list(cells), len(words)
         table.rows.append(list(cells.values()))
-        table.marks[rank - 1] = ["best"] * (rank == 1) + ["baseline"] * one.config.startswith(DEFAULT)
+        table.marks[rank - 1] = ["best"] * (rank == 1) + ["baseline"] * is_default(one.config)
     threads = next((row["threads"] for row in records.rows if row.get("threads")), None)
     device = next((row["device"] for row in records.rows if row.get("device")), records.device.get("name", "?"))
     table.note = (
@@ -198,21 +238,75 @@ def _finalists(records: Records) -> Section:
     return Section("Finalists", tables=[table])
 
 
+def _families(records: Records) -> Section:
+    section = Section("The best of each family")
+    if not records.several_families:
+        return section
+    section.text = [" ".join(family_verdict(records.best_of_families, records.comparisons, records.metric_name))]
+    winner = records.best_of_families[0].config
+    by_name = {one.b: one for one in records.comparisons if one.a == winner}
+    table = Table([], [], num_text=2, marks={0: ["best"]})
+    for one in records.best_of_families:
+        cells = {"family": str(one.family), "configuration": one.config, **_measured(records, one)}
+        del cells["p95 ms"]
+        cells |= {"train s": "-" if one.train_s is None else f"{one.train_s:,.1f}", "points": "-", "95 % interval": "-"}
+        if found := by_name.get(one.config):  # of the winner with this one
+            cells["points"] = points(-found.difference)
+            cells["95 % interval"] = f"{points(-found.high)} to {points(-found.low)}"
+        table.columns = list(cells)
+        table.rows.append(list(cells.values()))
+    table.note = (
+        f"The configuration of best mean validation {records.metric_name} of each family: what was found here, not all "
+        "that a family can do. p50: latency of one image. train s: the training of one model, mean over seeds, without "
+        "validation"
+    )
+    heads = [one for one in records.best_of_families if _trains_head_only(records.config(one.config, one.best_model))]
+    table.note += " and without the features that a frozen backbone computed before." if heads else "."
+    shown = [by_name[one.config] for one in records.best_of_families if one.config in by_name]
+    if shown:
+        table.note += f" Points: difference of mean test accuracy to {winner}, in percentage points. {_about(shown)}"
+    section.tables.append(table)
+    return section
+
+
+def _trains_head_only(config: Row) -> bool:
+    return bool((config.get("model") or {}).get("finetune") == "head")
+
+
+def _about(comparisons: list[Comparison]) -> str:
+    """What the intervals of comparisons hold."""
+    text = (
+        "The interval counts both sources of noise, training seeds and the "
+        f"{_thousands(comparisons[0].num_images)} test images (two-level paired bootstrap); from few seeds it is rough "
+        "itself."
+    )
+    if not all(one.counts_seeds for one in comparisons):
+        text += " Here it holds the test images alone where a configuration has one seed, and is then too narrow."
+    return text
+
+
 def _best_trials(records: Records) -> Section:
-    rows = []
+    table = Table([], [])
     for trial in records.tried[:10]:
         best = trial["best"]
-        row = [trial["name"], trial["state"], str(trial.get("epochs", "-")), records.score(best["val_metric"])]
-        rows.append([*row, decimals(best.get("val_loss"), 3), short(trial.get("num_params"))])
+        words = {"trial": trial["name"], **records.origin(trial["name"]), "state": trial["state"]}
+        cells = words | {"epochs": str(trial.get("epochs", "-"))}
+        cells[f"val {records.metric_name}"] = records.score(best["val_metric"])
+        cells |= {"val loss": decimals(best.get("val_loss"), 3), "params": short(trial.get("num_params"))}
+        table.columns, table.num_text = list(cells), len(words)
+        table.rows.append(list(cells.values()))
     text = "No final model has been evaluated, so this report shows the search alone: one seed a trial, no test split."
-    columns = ["trial", "state", "epochs", f"val {records.metric_name}", "val loss", "params"]
-    return Section("Best trials so far", [text], [Table(columns, rows, num_text=2)] if rows else [])
+    return Section("Best trials so far", [text], [table] if table.rows else [])
 
 
 def headline_of(records: Records) -> str:
     """The verdict; before any final model is evaluated, the state of the search."""
     if records.summaries:
-        return verdict(records.summaries, records.comparisons, records.metric_name)
+        names = [one.config for one in records.summaries]
+        recipes = {name: records.recipe(name) for name in names if is_default(name)}
+        # Where the default recipe of the same family is missing, that of another one tells more than none.
+        default = records.default_of(names[0], names) or next(iter(recipes), DEFAULT)
+        return verdict(records.summaries, records.comparisons, records.metric_name, default, recipes)
     if not records.tried:
         return "No trial has finished yet, so there is nothing to recommend."
     best, count = records.tried[0], len(records.tried)
@@ -224,37 +318,56 @@ def headline_of(records: Records) -> str:
 
 
 def _gain(records: Records) -> Section:
-    section = Section("What the search gained over the default recipe")
-    best = records.summaries[0].config if records.summaries else None
-    trial = {one["name"]: one for one in records.tried}
-    if DEFAULT in trial and len(records.tried) > 1:
-        top = records.tried[0]
-        reached = f"the default recipe reached {records.score(best_value(trial[DEFAULT]))}"
-        said = f"none of the other {len(records.tried) - 1} trials did better"
-        if top["name"] != DEFAULT:
-            said = f"the best trial, {top['name']}, {records.score(best_value(top))}"
-        section.text.append(f"In the search (validation {records.metric_name}, one seed each), {reached} and {said}.")
-    if best == DEFAULT and len(records.summaries) > 1:
-        section.text.append("Over the final seeds the default recipe itself ranks first: the search gained nothing.")
+    names = [one.config for one in records.summaries]
+    defaults = [name for name in names if is_default(name)]
+    several = sum(is_default(name) for name in records.family_of) > 1
+    section = Section(f"What the search gained over the default recipe{'s' * several}")
+    searched = _searched(records)
+    if searched:
+        searched = f"In the search (validation {records.metric_name}, one seed each), {searched}."
+        section.text.append(searched)
+    if len(names) > 1 and names[0] in defaults:
+        first = f"Over the final seeds {records.recipe(names[0])} itself ranks first: the search gained nothing"
+        section.text.append(f"{first} over it." if several else f"{first}.")
     if not records.comparisons:
         return section
-    rows = []
-    for one in sorted(records.comparisons, key=lambda one: one.b != DEFAULT):  # the default recipe first
+    own = records.default_of(names[0], names)
+    table = Table([], [])
+    # The default recipes first, and before all others that of the same family.
+    for one in sorted(records.comparisons, key=lambda one: (one.b != own, not is_default(one.b))):
         told = "better" if one.low > 0 else "worse" if one.high < 0 else "cannot be told apart"
         told += "" if one.counts_seeds else ", by one seed"
-        rows.append([one.b, told, points(one.difference), f"{points(one.low)} to {points(one.high)}"])
-    columns = [f"{best} against", "on the test split it", "points", "95 % interval"]
-    note = (
-        "Difference of mean test accuracy in percentage points. The interval counts both sources of noise, training "
-        f"seeds and the {_thousands(records.comparisons[0].num_images)} test images (two-level paired bootstrap); from "
-        "few seeds it is rough itself."
-    )
-    if not all(one.counts_seeds for one in records.comparisons):
-        note += " Here it holds the test images alone where a configuration has one seed, and is then too narrow."
-    if DEFAULT not in [one.config for one in records.summaries]:
+        words = {f"{names[0]} against": one.b, **records.origin(one.b), "on the test split it": told}
+        cells = words | {"points": points(one.difference), "95 % interval": f"{points(one.low)} to {points(one.high)}"}
+        table.columns, table.num_text = list(cells), len(words)
+        table.rows.append(list(cells.values()))
+    table.note = f"Difference of mean test accuracy in percentage points. {_about(records.comparisons)}"
+    if several and own not in (None, names[0]):
+        table.note += f" What the search gained is the difference to {own}: other spaces start from other recipes."
+    if not defaults:
         section.heading = "How the configurations compare"
-    section.tables.append(Table(columns, rows, note, num_text=2))
+    section.tables.append(table)
     return section
+
+
+def _searched(records: Records) -> str:
+    """What the trials of each space gained over its default recipe, in words; empty where nothing says it."""
+    spaces = defaultdict(list)
+    for trial in records.tried:  # best first
+        spaces[records.space_of[trial["name"]]].append(trial)
+    said = []
+    for space, tried in sorted(spaces.items(), key=lambda item: min(trial["number"] for trial in item[1])):
+        default = next((trial for trial in tried if is_default(trial["name"])), None)
+        if default is None or len(tried) == 1:
+            continue
+        reached = f"{records.recipe(default['name'])} reached {records.score(best_value(default))}"
+        if tried[0] is default:
+            said.append(f"{reached} and none of the other {len(tried) - 1} trials did better")
+        else:
+            of_space = f" of {space}" if records.several_spaces else ""
+            best = f"the best trial{of_space}, {tried[0]['name']}"
+            said.append(f"{reached} and {best}, {records.score(best_value(tried[0]))}")
+    return "; ".join(said)
 
 
 def _figures(records: Records) -> Section:
@@ -327,14 +440,17 @@ def _configuration(records: Records) -> Section:
         name = model = records.tried[0]["name"]
     else:
         return section
-    values, base = _flat(records.config(name, model)), _flat(records.config(DEFAULT, f"{DEFAULT}-seed0"))
-    if name == DEFAULT:
-        section.text.append("It is the default recipe.")
-    elif values and base:
+    # Keys of another family say nothing about this one.
+    default = records.default_of(name, records.family_of)
+    values = _flat(records.config(name, model))
+    base = _flat(records.config(default, f"{default}-seed0")) if default else {}
+    if default and name == default:
+        section.text.append(f"It is {records.recipe(name)}.")
+    elif default and values and base:
         keys = [key for key in {**base, **values} if base.get(key) != values.get(key)]
         rows = [[key, base.get(key, "-"), values.get(key, "-")] for key in keys]
-        note = f"Where {name} differs from the default recipe; all else is the same."
-        section.tables.append(Table(["key", "default", name], rows, note, num_text=3))
+        note = f"Where {name} differs from {records.recipe(default)}; all else is the same."
+        section.tables.append(Table(["key", default, name], rows, note, num_text=3))
     if values:
         section.folded = (f"Whole configuration of {name}", json.dumps(records.config(name, model), indent=2))
     return section
@@ -349,7 +465,57 @@ def _trials(records: Records) -> Section:
     if reasons:
         rows = [[state, reason, str(count)] for (state, reason), count in reasons.most_common(12)]
         section.tables.append(Table(["state", "reason", "trials"], rows, num_text=2))
+    section.tables += _spaces(records)
+    section.text += _heads(records)
     return section
+
+
+def _spaces(records: Records) -> list[Table]:
+    """The states and the best value of the trials of each space, and of each family within it; none of a single one."""
+    families = defaultdict(set)
+    for trial in records.trials:
+        families[records.space_of[trial["name"]]].add(records.family_of[trial["name"]])
+    groups = defaultdict(list)
+    for trial in records.trials:
+        space = records.space_of[trial["name"]]
+        known = [str(family) for family in families[space] if family]
+        # A trial without a valid configuration belongs where all others of its space do.
+        family = records.family_of[trial["name"]] or (known[0] if len(known) == 1 else "-")
+        groups[space, str(family)].append(trial)
+    if len(groups) < 2:
+        return []
+    states = [state for state in STATES if any(trial["state"] == state for trial in records.trials)]
+    named_alike = all(space == family for space, family in groups)
+    rows = []
+    for (space, family), trials in groups.items():
+        counts = Counter(trial["state"] for trial in trials)
+        names = {trial["name"] for trial in trials}
+        best = next((trial for trial in records.tried if trial["name"] in names), None)  # best first
+        row = [space, *([] if named_alike else [family]), best["name"] if best else "-"]
+        row += [records.score(best_value(best)) if best else "-", *(str(counts[state]) for state in states)]
+        rows.append([*row, str(len(trials))])
+    words = ["space", *([] if named_alike else ["family"]), "best trial"]
+    columns = [*words, f"best val {records.metric_name}", *states, "trials"]
+    note = "Best value: validation, one seed, and the largest of many, so expect less of it on new images."
+    return [Table(columns, rows, note, num_text=len(words))]
+
+
+def _heads(records: Records) -> list[str]:
+    """How many trials trained a head on features that were computed before, and what these took."""
+    features = [trial["features"] for trial in records.trials if trial.get("features")]
+    if not features:
+        return []
+    views = sorted(Counter(one["views"] for one in features).items())
+    if len(views) == 1:
+        of = f"for {_of(views[0][0], 'view')} of each training image"
+    else:
+        of = ", ".join(f"in {_of(count, 'trial')} for {_of(number, 'view')}" for number, count in views)
+        of += " of each training image"
+    seconds = sum(one.get("seconds") or 0.0 for one in features)
+    return [
+        f"{len(features)} of {_of(len(records.trials), 'trial')} trained a head alone, on features that a frozen "
+        f"backbone computed once ({of}); computing or loading them took {duration(seconds)} in all."
+    ]
 
 
 def _ledger(records: Records) -> Section:
@@ -380,6 +546,7 @@ def _speed(records: Records) -> Section:
     figure = speed_figure(records.summaries, records.styles)
     if figure:
         title = "Test accuracy, with its 95 % interval over seeds, against latency"
+        title += "; a shape for each family" if records.several_families else ""
         section.images.append(Image("speed.png", title, png(figure)))
     columns = {"config": "configuration", "device": "device", "threads": "threads", "batch_size": "batch"}
     columns |= {"latency_ms_p50": "p50 ms", "latency_ms_p95": "p95 ms", "images_per_s": "images/s"}

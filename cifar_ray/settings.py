@@ -20,6 +20,11 @@ LARGEST_IMAGE = 1024
 
 METRICS = ("accuracy", "auc", "f1")
 
+WEIGHTS = ("DEFAULT", "IMAGENET1K_V1", "IMAGENET1K_V2", "none")
+"""Names of backbone weights; all else is the path of a file."""
+
+WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors")
+
 MAX_NAME_BYTES = 255
 """What file systems take as the name of a folder."""
 
@@ -46,6 +51,16 @@ def _spaces(text: str) -> str:
 
 def _path(text: str) -> Path:
     return Path(os.path.abspath(os.path.expanduser(_not_empty(text))))
+
+
+def _weights(text: str) -> str:
+    if text in WEIGHTS:
+        return text
+    path = _path(text)
+    # A name in the wrong case would otherwise be a file that is not there, and only be told after all else is loaded.
+    if path.suffix.lower() not in WEIGHTS_SUFFIXES and not os.path.exists(path):
+        raise ValueError(f"must be {', '.join(WEIGHTS)} or a file ({', '.join(WEIGHTS_SUFFIXES)}), not {text!r}")
+    return str(path)
 
 
 def _run_name(text: str) -> str:
@@ -96,10 +111,20 @@ class RunSettings:
     skip_bad_images: bool = flag(False, "leave out images that cannot be read, and list them in run.json")
     train_size: int | None = flag(None, "use this many training images, validation included", at_least(1), "N")
     image_size: int | None = flag(
-        None, "side of the images in pixels (default: auto, native up to 64, else 32)", _image_size, "auto|N"
+        None,
+        "side of the images in pixels (default: auto, native up to 64, else 32; with ResNets 96, or 160 on GPUs)",
+        _image_size,
+        "auto|N",
     )
     metric: str | None = flag("accuracy", "what ranks models: accuracy, auc or f1 (macro)", one_of(*METRICS), "NAME")
-    cpus_per_trial: int = flag(1, "CPUs of each trial and of each final training", at_least(1), "N")
+    weights: str | None = flag(
+        None,
+        "backbone weights of ResNets: DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2, none, or a file (.pth, .safetensors) with "
+        "torchvision's keys (default: what a configuration says, DEFAULT in a search)",
+        _weights,
+        "NAME|PATH",
+    )
+    cpus_per_trial: int = flag(1, "CPUs of each worker of a trial or of a final training", at_least(1), "N")
     gpus_per_trial: int | None = flag(
         None, "GPUs of each, 0 or 1 (default: auto, 1 where there are GPUs)", _gpus_per_trial, "auto|N"
     )
@@ -114,6 +139,15 @@ class RunSettings:
     address: str | None = flag(
         None, "join the Ray cluster at this address (auto or HOST:PORT) instead of using this machine alone", _not_empty
     )
+
+    @property
+    def workers_flag(self) -> str:
+        """The flag that says how many workers train a model together."""
+        raise NotImplementedError
+
+    @property
+    def workers_per_model(self) -> int:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -131,11 +165,22 @@ class TuneSettings(RunSettings):
         seconds,
         "T",
     )
+    workers_per_trial: int = flag(
+        1, "workers that train each model together, in the search and in the finals", at_least(1), "N"
+    )
     sampler: str = flag("tpe", "how configurations are drawn: tpe or random", one_of("tpe", "random"))
     max_params: int | None = flag(None, "only models of at most this many parameters: 150k, 1M", count, "N")
     finalists: int = flag(3, "best configurations that are trained again, beside the default", at_least(1), "N")
     final_seeds: int = flag(3, "seeds of each final configuration", at_least(1), "N")
     dry_run: bool = flag(False, "show sampled configurations, and the time, memory and disk it takes; train nothing")
+
+    @property
+    def workers_flag(self) -> str:
+        return "--workers-per-trial"
+
+    @property
+    def workers_per_model(self) -> int:
+        return self.workers_per_trial
 
 
 @dataclass(frozen=True)
@@ -159,6 +204,15 @@ class TrainSettings(RunSettings):
         None, "epochs of each training (default: those of the first --config, else 30)", at_least(1), "N"
     )
     seeds: int = flag(3, "seeds of each configuration", at_least(1), "N")
+    workers: int = flag(1, "workers that train each model together", at_least(1), "N")
+
+    @property
+    def workers_flag(self) -> str:
+        return "--workers"
+
+    @property
+    def workers_per_model(self) -> int:
+        return self.workers
 
 
 @dataclass(frozen=True)

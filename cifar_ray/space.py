@@ -16,6 +16,8 @@ from optuna.distributions import CategoricalDistribution
 from cifar_ray.config import InputError, Task, TrialConfig, trial_config
 from cifar_ray.hparams import Domain
 
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # it tells of every study that is made only to draw from it
+
 
 @dataclass(frozen=True)
 class Space:

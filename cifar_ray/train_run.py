@@ -8,10 +8,20 @@ from typing import Any
 
 import ray
 
-from cifar_ray.config import InputError, Task, TrialConfig, load_trial_config
+from cifar_ray.config import InputError, ResNetConfig, Task, TrialConfig, load_trial_config
 from cifar_ray.data import DataSplits
-from cifar_ray.launch import Place, Run
-from cifar_ray.pipeline import begin, finish, make_task, make_workload, measure_speeds, recorded, started
+from cifar_ray.launch import Place, Run, check_batch_sizes
+from cifar_ray.pipeline import (
+    NO_DATA,
+    begin,
+    finish,
+    make_task,
+    make_workload,
+    measure_speeds,
+    recorded,
+    share_weights,
+    started,
+)
 from cifar_ray.presets import PRESETS, preset
 from cifar_ray.progress import duration
 from cifar_ray.results import read_json
@@ -39,9 +49,10 @@ def train(settings: TrainSettings) -> int:
     if double := next((name for name in names if names.count(name) > 1), None):
         raise InputError(f"--preset, --config: two models are called {double}; give one only, or copy its file")
     settings = _with_defaults_of(settings, saved[0].card if saved else {})
+    configs = [preset(name, NO_DATA) for name in settings.preset] + [one.config for one in saved]
     run = Run(settings, "train", "-".join(["train", *names])[:40])
     run.check_unchanged(**{str(one.path): one.config.to_dict() for one in saved})
-    with started(run, "training", str(settings.data)) as opened:
+    with started(run, "training", str(settings.data), configs) as opened:
         return 0 if opened is None else _train(*opened, settings, saved)
 
 
@@ -71,23 +82,24 @@ def _train(place: Place, data: DataSplits, settings: TrainSettings, saved: Seque
     assert settings.max_epochs is not None
     task = make_task(place, data)
     models = _named_models(settings, task, saved)
-    arrays = ray.put(data.training_arrays())
+    configs = {model.config_name: model.config for model in models}
+    check_batch_sizes(place, configs.items())
     shared = TrialSettings(
-        data=[arrays],
+        data=[ray.put(data.training_arrays())],
         num_classes=task.num_classes,
         max_epochs=settings.max_epochs,
         patience=settings.max_epochs,
         metric=str(settings.metric),
         num_threads=settings.cpus_per_trial,
+        pretrained=share_weights(place, configs.values()),
     )
     work = make_workload(place, data, settings.max_epochs, settings.seeds)
-    configs = {model.config_name: model.config for model in models}
     speeds = [measure_speeds(place, config, shared)[0] for config in configs.values()]
     whole = work.finals_s(speeds) + work.evaluation_s(speeds)
     place.console.line(f"estimate    {duration(whole)} for {len(models)} models")
     begin(place, data)
     with recorded(place, "finals") as rows:
-        rows += finish(place, data, arrays, models, settings.max_epochs)
+        rows += finish(place, data, shared, models)
     return 0 if rows else 1
 
 
@@ -116,11 +128,18 @@ def _named_models(settings: TrainSettings, task: Task, saved: Sequence[_Saved]) 
     """
     named: list[tuple[str, TrialConfig, int | None]] = [(name, preset(name, task), None) for name in settings.preset]
     named += [(one.name, one.config, one.card.get("training_seed")) for one in saved]
+    named = [(name, _with_weights(config, settings.weights), recorded) for name, config, recorded in named]
     return [
         FinalModel(name, None, seed_index, _training_seed(settings.seed, name, seed_index, recorded), config)
         for name, config, recorded in named
         for seed_index in range(settings.seeds)
     ]
+
+
+def _with_weights(config: TrialConfig, weights: str | None) -> TrialConfig:
+    if weights is None or not isinstance(config.model, ResNetConfig):
+        return config
+    return replace(config, model=replace(config.model, weights=weights))
 
 
 def _training_seed(seed: int, name: str, seed_index: int, recorded: int | None) -> int:

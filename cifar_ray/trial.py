@@ -4,7 +4,8 @@ import gc
 import os
 import random
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,15 @@ import psutil
 import ray
 import torch
 from ray import tune
+from torch import nn
 
-from cifar_ray.config import TrialConfig, trial_config
+from cifar_ray.config import ResNetConfig, TrialConfig, trial_config
+from cifar_ray.desk import Checkpoint, Epoch, Job
+from cifar_ray.estimate import Speed
 from cifar_ray.loop import DeviceData, NonFiniteLossError, Row, eval_model, run_experiment, train_epoch
 from cifar_ray.models import build_model
 from cifar_ray.optim import LRSchedule, make_optimizer
+from cifar_ray.pretrained import Pretrained, get_weights
 
 ROW = "row"
 """Key of the row in what a trial reports."""
@@ -35,6 +40,8 @@ class TrialSettings:
     """What best weights are chosen by, and what is told to ASHA and Optuna."""
     num_threads: int
     """CPU threads of a trial."""
+    pretrained: Pretrained = field(default_factory=dict)
+    """What backbones start from."""
 
 
 class _Clock:
@@ -76,18 +83,21 @@ def train_trial(config: dict[str, Any], settings: TrialSettings) -> None:
     _clock.seconds["data"] = time.perf_counter() - began
 
     def report(row: Row) -> None:
+        _clock.seconds["data"] += row["features"]["seconds"] if "features" in row else 0.0
         _clock.seconds["train"] += row["train_s"]
         _clock.seconds["eval"] += row["eval_s"]
         send({**row, "seconds": _clock.read()})
 
+    trial = trial_config(config["config"], "trial")
     try:
         run_experiment(
-            trial_config(config["config"], "trial"),
+            trial,
             data,
             seed=config["seed"],
             max_epochs=settings.max_epochs,
             patience=settings.patience,
             metric=settings.metric,
+            pretrained=get_weights(settings.pretrained, trial),
             report=report,
         )
     except NonFiniteLossError as error:
@@ -102,6 +112,39 @@ def train_trial(config: dict[str, Any], settings: TrialSettings) -> None:
         # Nobody knows what state this leaves the process in: let Tune replace it, once the reason is on record.
         send({"failure": f"{type(error).__name__}: {error!s:.300}", "seconds": _clock.read()})
         raise
+
+
+def relay_trial(config: dict[str, Any], desk: Any) -> None:
+    """Let the workers of a pool train one configuration, and report every epoch under Tune.
+
+    Args:
+        config: `config` and `seed` as for :func:`train_trial`, the `number` of the trial, and perhaps `resume`, a
+            reference (in a list) to a checkpoint of it.
+        desk: the actor of the pool's :class:`desk.Desk`.
+    """
+    _clock.start()
+    key = str(config["number"])
+    resume = ray.get(config["resume"][0]) if "resume" in config else None
+    try:
+        ray.get(desk.submit.remote(Job(key, trial_config(config["config"], "trial"), config["seed"], resume)))
+        while True:
+            message = ray.get(desk.next_message.remote(key))
+            if isinstance(message, Checkpoint):
+                send({"checkpoint": message.packed, "seconds": _clock.read()})
+            elif isinstance(message, Epoch):
+                _clock.seconds["data"] += message.row["features"]["seconds"] if "features" in message.row else 0.0
+                _clock.seconds["train"] += message.row["train_s"]
+                _clock.seconds["eval"] += message.row["eval_s"]
+                send({**message.row, "seconds": _clock.read()})
+                if message.row["finished"]:
+                    return
+                # Tune has decided by now: a trial that it stops does not come back from `send`.
+                ray.get(desk.judge.remote(key, message.row["epoch"]))
+            else:
+                send({"failure": message.failure, "seconds": _clock.read()})
+                return
+    finally:
+        desk.drop.remote(key)
 
 
 def send(row: Row) -> None:
@@ -139,22 +182,30 @@ def load_device_data(ref: "ray.ObjectRef[dict[str, np.ndarray]]", num_classes: i
     return _device_data[key]
 
 
-def measure_speed(config: TrialConfig, settings: TrialSettings, seconds: float = 0.5) -> dict[str, float]:
+def measure_speed(config: TrialConfig, settings: TrialSettings, seconds: float = 0.5) -> tuple[Speed, float]:
     """Time `config` in a trial process for some `seconds`.
 
     Returns:
-        `train_images_per_s`, `eval_images_per_s`, and `memory_mb`, what the process holds in memory afterwards.
+        Its speed, and what the process holds in memory afterwards, in MB.
     """
     reset_process(0, settings.num_threads)
     data = load_device_data(settings.data[0], settings.num_classes)
     num_train, channels, _, image_size = data.train_images.shape
+    device = data.train_images.device
     model = build_model(config, num_classes=data.num_classes, channels=channels, image_size=image_size)
-    model = model.to(data.train_images.device).to(memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
+    part: nn.Module = model
+    val_inputs, features, views = data.val_images[: model.eval_batch_size], None, 0
+    if isinstance(config.model, ResNetConfig) and config.model.finetune == "head":
+        part, views = model.get_submodule("network.head"), config.model.feature_views
+        width = next(layer.in_features for layer in part.modules() if isinstance(layer, nn.Linear))
+        features = torch.randn(num_train, width, device=device)
+        val_inputs = features[: len(data.val_images)]
     optimizer = make_optimizer(config.optimizer, model)
     lr_schedule = LRSchedule(config.lr_schedule, optimizer, 10**6)
-    order = torch.randperm(num_train)[: 2 * config.batch_size].to(data.train_images.device)
+    order = torch.randperm(num_train)[: 2 * config.batch_size].to(device)
 
-    def images_per_s(work: Any, num_images: int) -> float:
+    def images_per_s(work: Callable[[], object], num_images: int) -> float:
         work()  # warm-up: the first batch allocates and chooses kernels
         done, began = 0, time.perf_counter()
         while done == 0 or time.perf_counter() - began < seconds:
@@ -163,14 +214,14 @@ def measure_speed(config: TrialConfig, settings: TrialSettings, seconds: float =
         return done / (time.perf_counter() - began)
 
     def train() -> None:
-        train_epoch(model, data, optimizer, lr_schedule, config, order).tolist()
+        train_epoch(part, data, optimizer, lr_schedule, config, order, features=features).tolist()
 
-    def evaluate() -> None:
-        eval_model(model, data.val_images[:500]).sum().item()
-
-    num_trained = len(order) // min(config.batch_size, len(order)) * min(config.batch_size, len(order))
-    return {
-        "train_images_per_s": images_per_s(train, num_trained),
-        "eval_images_per_s": images_per_s(evaluate, min(500, len(data.val_images))),
-        "memory_mb": psutil.Process().memory_info().rss / 1e6,
-    }
+    batch_size = min(config.batch_size, len(order))
+    images = data.val_images[: model.eval_batch_size]
+    speed = Speed(
+        train=images_per_s(train, len(order) // batch_size * batch_size),
+        val=images_per_s(lambda: eval_model(part, val_inputs).sum().item(), len(val_inputs)),
+        test=images_per_s(lambda: eval_model(model, images).sum().item(), len(images)),
+        feature_views=views,
+    )
+    return speed, psutil.Process().memory_info().rss / 1e6

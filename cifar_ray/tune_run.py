@@ -1,5 +1,6 @@
 """What `python -m cifar_ray.tune` does: search each space, then train, evaluate and report the finalists."""
 
+import contextlib
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,15 +14,28 @@ from optuna.trial import TrialState
 from cifar_ray.config import InputError, Task, TrialConfig, trial_config
 from cifar_ray.data import DataSplits
 from cifar_ray.estimate import Speed, Workload
+from cifar_ray.finals import read_checkpoint
 from cifar_ray.hparams import Domain, union
-from cifar_ray.launch import Place, Run
-from cifar_ray.pipeline import begin, finish, make_task, make_workload, measure_speeds, recorded, started
-from cifar_ray.progress import Console, duration
+from cifar_ray.launch import Place, Run, check_batch_sizes
+from cifar_ray.pipeline import (
+    NO_DATA,
+    begin,
+    finish,
+    make_task,
+    make_workload,
+    measure_speeds,
+    recorded,
+    share_weights,
+    started,
+)
+from cifar_ray.pretrained import backbones_with
+from cifar_ray.progress import duration
 from cifar_ray.results import write_trials
 from cifar_ray.search import (
     Limits,
     Record,
     StudySearcher,
+    TrialCheckpoint,
     count_config_params,
     finalists,
     mend_journal,
@@ -34,7 +48,7 @@ from cifar_ray.settings import TuneSettings
 from cifar_ray.space import Space, load_spaces, param_domains, sample_space
 from cifar_ray.trial import TrialSettings
 from cifar_ray.watch import SearchWatch
-from cifar_ray.worker import FinalModel
+from cifar_ray.worker import FinalModel, Pool, Workers, open_pool
 
 LONG_S = 3600.0
 """A run estimated to take longer is met with a smaller command."""
@@ -52,16 +66,23 @@ def tune(settings: TuneSettings) -> int:
     """Run `python -m cifar_ray.tune`; return its exit code. Raises InputError, and then leaves no run folder."""
     spaces = load_spaces(settings.space)
     names = [space.name for space in spaces]
+    backbones = backbones_with(settings.weights or "DEFAULT")
+    provisional = replace(NO_DATA, weights=settings.weights or "DEFAULT", backbones=backbones)
+    configs = [config for space in spaces for _, config in sample_space(space, provisional, NUM_SHOWN)]
     run = Run(settings, "tune", "-".join(names))
     run.check_unchanged(**{f"the file of space {space.name}": space.sha256 for space in spaces})
-    with started(run, f"search of {' and '.join(names)}", str(settings.data)) as opened:
-        return 0 if opened is None else _tune(*opened, settings, spaces)
+    with started(run, f"search of {' and '.join(names)}", str(settings.data), configs) as opened:
+        return 0 if opened is None else _tune(*opened, settings, spaces, backbones)
 
 
-def _tune(place: Place, data: DataSplits, settings: TuneSettings, spaces: Sequence[Space]) -> int:
+def _tune(
+    place: Place, data: DataSplits, settings: TuneSettings, spaces: Sequence[Space], backbones: tuple[str, ...]
+) -> int:
     run, console = place.run, place.console
-    task = make_task(place, data)
+    task = make_task(place, data, backbones)
     samples = [sample_space(space, task, NUM_SAMPLES) for space in spaces]
+    for space, drawn in zip(spaces, samples, strict=True):
+        check_batch_sizes(place, ((f"as in space {space.name}", config) for _, config in drawn))
     shared = TrialSettings(
         data=[ray.put(data.training_arrays())],
         num_classes=task.num_classes,
@@ -69,37 +90,42 @@ def _tune(place: Place, data: DataSplits, settings: TuneSettings, spaces: Sequen
         patience=max(2, settings.max_epochs // 3),
         metric=str(settings.metric),
         num_threads=settings.cpus_per_trial,
+        pretrained=share_weights(place, [config for drawn in samples for _, config in drawn]),
     )
-    speed, memory_mb = measure_speeds(place, spaces[0].default_config(task), shared)
+    measured = [measure_speeds(place, space.default_config(task), shared) for space in spaces]
+    speeds = [speed for speed, _ in measured]
     work = make_workload(place, data, settings.max_epochs, settings.final_seeds)
-    console.line(estimate(settings, work, speed))
+    console.line(estimate(settings, work, speeds))
     if not run.resumed:
-        check_time_budget(settings, run, work, speed)
+        check_time_budget(settings, run, work, speeds)
     if settings.dry_run:
-        _show_dry_run(console, samples, settings, work, speed, task, data, memory_mb)
+        memory_mb = max(memory_mb for _, memory_mb in measured)
+        _show_dry_run(place, samples, settings, task, data, memory_mb)
         return 0
     begin(place, data)
     with recorded(place, "search") as rows:
         domains = union(*(param_domains(trial for trial, _ in drawn) for drawn in samples))
-        records = _search(place, settings, spaces, task, shared, domains, Clock(settings, run, work, speed))
+        records = _search(place, settings, spaces, task, shared, domains, Clock(settings, run, work, speeds))
         models = _final_models(settings, records)
         if not models:
             console.line(_why_no_model(records))
-        rows += finish(place, data, shared.data[0], models, settings.max_epochs)
+        rows += finish(place, data, shared, models)
     return 0 if rows else 1
 
 
-def estimate(settings: TuneSettings, work: Workload, speed: Speed) -> str:
-    """Say how long the whole run will take, given the default recipe's `speed`; name a smaller one if that is long."""
+def estimate(settings: TuneSettings, work: Workload, speeds: Sequence[Speed]) -> str:
+    """Say how long the whole run will take, given the speed of each space's default recipe; name a smaller one."""
 
     def seconds(work: Workload, trials: int) -> float:
-        finals = [speed] * (settings.finalists + 1)
-        return work.search_s(trials, speed) + work.finals_s(finals) + work.evaluation_s(finals)
+        each = shares(trials, len(speeds))
+        search_s = sum(work.search_s(share, speed) for share, speed in zip(each, speeds, strict=True))
+        return search_s + work.finals_s(_finals(settings, speeds)) + work.evaluation_s(_finals(settings, speeds))
 
     whole = seconds(work, settings.trials)
+    rates = " and ".join(f"{speed.train:.0f}" for speed in speeds)
     text = (
         f"estimate    {duration(whole)} in all, if the search's models are as fast as the default\n"
-        f"            recipe ({speed.train:.0f} images/s on each of {work.slots} slots)"
+        f"            recipe{'s' * (len(speeds) > 1)} ({rates} images/s on each of {work.slots} slots)"
     )
     num_images = work.num_train + work.num_val
     size = min(SMALLER["train_size"], num_images)
@@ -116,12 +142,23 @@ def estimate(settings: TuneSettings, work: Workload, speed: Speed) -> str:
     return text
 
 
-def check_time_budget(settings: TuneSettings, run: Run, work: Workload, speed: Speed) -> None:
-    """Refuse a budget in which not even the default recipe could be tried, trained and evaluated."""
+def shares(trials: int, num_spaces: int) -> list[int]:
+    """How many of the trials each space gets."""
+    return [trials // num_spaces + (index < trials % num_spaces) for index in range(num_spaces)]
+
+
+def _finals(settings: TuneSettings, speeds: Sequence[Speed]) -> list[Speed]:
+    """Speeds of the final training: finalists as fast as the slowest default recipe, and each space's default."""
+    slowest = min(speeds, key=lambda speed: speed.train)
+    return [slowest] * settings.finalists + list(speeds)
+
+
+def check_time_budget(settings: TuneSettings, run: Run, work: Workload, speeds: Sequence[Speed]) -> None:
+    """Refuse a budget in which not even the default recipes could be tried, trained and evaluated."""
     if settings.time_budget is None:
         return
-    least = run.phases.total + work.after_search_s([speed] * (settings.finalists + 1))
-    least += work.search_s(1, speed) + work.max_epochs * work.epoch_s(speed)
+    least = run.phases.total + work.after_search_s(_finals(settings, speeds))
+    least += sum(work.search_s(1, speed) + work.max_epochs * work.epoch_s(speed) for speed in speeds)
     if least > settings.time_budget:
         raise InputError(
             f"--time-budget: {duration(settings.time_budget)} is too short: start-up, final training and evaluation "
@@ -130,20 +167,21 @@ def check_time_budget(settings: TuneSettings, run: Run, work: Workload, speed: S
 
 
 def _show_dry_run(
-    console: Console,
+    place: Place,
     samples: Sequence[Sequence[tuple[optuna.trial.FrozenTrial, TrialConfig]]],
     settings: TuneSettings,
-    work: Workload,
-    speed: Speed,
     task: Task,
     data: DataSplits,
     memory_mb: float,
 ) -> None:
     data_mb = sum(array.nbytes for array in data.training_arrays().values()) / 1e6
     own_mb = psutil.Process().memory_info().rss / 1e6
-    whole_mb = own_mb + data_mb + work.slots * memory_mb
+    console, num_processes = place.console, place.worker_slots
+    if place.workers > 1:
+        num_processes += place.slots  # trials that pass on what their workers report
+    whole_mb = own_mb + data_mb + num_processes * memory_mb
     console.line(
-        f"memory      {whole_mb / 1e3:.1f} GB: driver {own_mb:.0f} MB, data {data_mb:.0f} MB, each of {work.slots} "
+        f"memory      {whole_mb / 1e3:.1f} GB: driver {own_mb:.0f} MB, data {data_mb:.0f} MB, each of {num_processes} "
         f"trial processes {memory_mb:.0f} MB"
     )
     num_models = (settings.finalists + 1) * settings.final_seeds
@@ -165,18 +203,18 @@ def _show_dry_run(
 class Clock:
     """Tells a search when what follows it needs the rest of `--time-budget`."""
 
-    def __init__(self, settings: TuneSettings, run: Run, work: Workload, default: Speed) -> None:
+    def __init__(self, settings: TuneSettings, run: Run, work: Workload, defaults: Sequence[Speed]) -> None:
         self.settings = settings
         self.run = run
         self.work = work
-        self.default = default
+        self.defaults = defaults
 
     def left_s(self, records: Sequence[Record]) -> float:
         """Seconds that are left for the search."""
         if self.settings.time_budget is None:
             return float("inf")
         chosen = [self._speed(record) for record in finalists(records, self.settings.finalists)]
-        chosen += [self.default] * (self.settings.finalists + 1 - len(chosen))
+        chosen += _finals(self.settings, self.defaults)[len(chosen) :]
         # Trials end after the epoch in which the time is up.
         after = self.work.after_search_s(chosen) + max(self.work.epoch_s(speed) for speed in chosen)
         return self.settings.time_budget - self.run.phases.total - after
@@ -184,7 +222,10 @@ class Clock:
     def _speed(self, record: Record) -> Speed:
         train_s, eval_s = record["seconds"]["train"], record["seconds"]["eval"]
         epochs = record["epochs"]
-        return Speed(self.work.num_train * epochs / train_s, self.work.num_val * epochs / eval_s)
+        val = self.work.num_val * epochs / eval_s
+        # Features that were computed for a trial are there for its final training.
+        test = record["features"]["images_per_s"] if record["features"] else val
+        return Speed(self.work.num_train * epochs / train_s, val, test)
 
     def out_of_time(self, records: Sequence[Record], spaces_left: int) -> Callable[[Sequence[Record]], bool]:
         """Return a test for the search of a space, given the `records` of those before it; it takes an equal share."""
@@ -221,33 +262,40 @@ def _search(
         )
         so_far = max((record["ended_s"] for records in earlier for record in records), default=0.0)
         run.phases.seconds["search"] = max(run.phases.seconds.get("search", 0.0), so_far)
+    checkpoints = _trial_checkpoints(place, studies)
     watch = SearchWatch(
         place.folder, console, settings.trials, place.slots, domains, [one for records in earlier for one in records]
     )
     done: list[Record] = []
     try:
-        for index, (space, study) in enumerate(zip(spaces, studies, strict=True)):
-            num_trials = settings.trials // len(spaces) + (index < settings.trials % len(spaces))
-            limits = Limits(settings.max_params, clock.out_of_time(done, len(spaces) - index))
-            searcher = StudySearcher(
-                study,
-                space,
-                task,
-                num_trials,
-                settings.seed,
-                watch,
-                limits,
-                index,
-                len(spaces),
-                clock=lambda: run.phases.current,
-            )
-            if not searcher.finished:
-                run_search(searcher, shared, place.resources, place.storage)
-            done += searcher.records
-            if not searcher.finished:
-                raise KeyboardInterrupt
-            if searcher.out_of_time:
-                console.line(f"time budget the search of {space.name} ends here, to leave time for what follows")
+        with contextlib.ExitStack() as stack:
+            pool: Pool | None = None
+            for index, (space, study) in enumerate(zip(spaces, studies, strict=True)):
+                num_trials = shares(settings.trials, len(spaces))[index]
+                limits = Limits(settings.max_params, clock.out_of_time(done, len(spaces) - index))
+                searcher = StudySearcher(
+                    study,
+                    space,
+                    task,
+                    num_trials,
+                    settings.seed,
+                    watch,
+                    limits,
+                    index,
+                    len(spaces),
+                    clock=lambda: run.phases.current,
+                    checkpoints=checkpoints,
+                )
+                if not searcher.finished:
+                    if place.workers > 1 and pool is None:
+                        workers = Workers(place.worker_slots, place.workers, place.resources)
+                        pool = stack.enter_context(open_pool(shared, workers, place.storage, judged=True))
+                    run_search(searcher, shared, place.resources, place.storage, pool)
+                done += searcher.records
+                if not searcher.finished:
+                    raise KeyboardInterrupt
+                if searcher.out_of_time:
+                    console.line(f"time budget the search of {space.name} ends here, to leave time for what follows")
     finally:
         watch.events.close_all()
         records = sorted((one for study in studies for one in study_records(study)), key=lambda one: one["number"])
@@ -255,6 +303,17 @@ def _search(
     console.status(watch.status(), force=True)
     console.line(f"search      {_count_states(records)} in {duration(run.next_phase('finals'))}")
     return records
+
+
+def _trial_checkpoints(place: Place, studies: Sequence[optuna.Study]) -> dict[int, TrialCheckpoint]:
+    """What trials that were running when an earlier session ended go on from, by number."""
+    checkpoints = {}
+    for index, study in enumerate(studies):
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            number = trial.number * len(studies) + index
+            if found := read_checkpoint(place, place.folder.trial(number)):
+                checkpoints[number] = TrialCheckpoint(*found)
+    return checkpoints
 
 
 def _count_states(records: Sequence[Record]) -> str:

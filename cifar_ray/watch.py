@@ -1,6 +1,5 @@
 """Watching a run: TensorBoard events and the live line, both written by the driver from what trials report."""
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch.utils.tensorboard import FileWriter
 from cifar_ray.hparams import STATES, Domain, Experiment
 from cifar_ray.loop import Row
 from cifar_ray.progress import PART, Console, duration
-from cifar_ray.results import HISTORY_COLUMNS, RunFolder, write_csv
+from cifar_ray.results import CHECKPOINT, HISTORY_COLUMNS, RunFolder, write_bytes, write_csv
 
 SCALARS = {
     "train_loss": "loss/train",
@@ -60,6 +59,15 @@ def write_history(folder: Path, rows: Sequence[Row]) -> None:
     write_csv(folder / "history.csv", HISTORY_COLUMNS, [{name: row[name] for name in HISTORY_COLUMNS} for row in rows])
 
 
+def clear_training(folder: Path) -> None:
+    """Remove what an interrupted training left, since TensorBoard would show it beside the next one's; not its
+    checkpoint, which is of use until a newer one takes its place.
+    """
+    for path in folder.iterdir() if folder.exists() else ():
+        if path.name != CHECKPOINT:
+            path.unlink()
+
+
 class SearchWatch:
     """Keeps what TensorBoard shows of a run's searches, every trial's history, and the live line up to date."""
 
@@ -97,9 +105,7 @@ class SearchWatch:
         self.num_earlier = self._num_usable
 
     def trial_began(self, number: int, params: Mapping[str, Any]) -> None:
-        folder = self.run.trial(number)
-        if folder.exists():
-            shutil.rmtree(folder)  # from a session that was interrupted: TensorBoard would show both
+        clear_training(self.run.trial(number))
         self.running[number] = []
         self.experiment.cover(params)
 
@@ -109,9 +115,13 @@ class SearchWatch:
         self.events.epoch(self.run.trial(number), row)
         self.console.status(self.status())
 
+    def checkpointed(self, number: int, packed: bytes) -> None:
+        write_bytes(self.run.trial(number) / CHECKPOINT, packed)
+
     def trial_ended(self, record: Row) -> None:
         number = record["number"]
         del self.running[number]
+        (self.run.trial(number) / CHECKPOINT).unlink(missing_ok=True)
         self.events.add(self.run.trial(number), self.experiment.session(record), record["epochs"])
         self.events.close(self.run.trial(number))
         self._count(record)
@@ -155,6 +165,12 @@ class FinalsWatch:
         self.epochs_done = 0
         self.models_done = 0
         self.events = EventWriters()
+
+    def model_goes_on(self, name: str, rows: Sequence[Row]) -> None:
+        """Show the epochs that an earlier session trained."""
+        for row in rows:
+            self.events.epoch(self.run.model(name), row)
+        self.num_epochs -= len(rows)
 
     def epoch_ended(self, name: str, row: Row) -> None:
         self.events.epoch(self.run.model(name), row)

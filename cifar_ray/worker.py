@@ -1,34 +1,51 @@
-"""Final training with Ray Train: one `TorchTrainer` whose groups of ranks walk a list of models side by side.
+"""Workers that train models: one `TorchTrainer` whose groups of ranks take one training after another from a desk.
 
-The ranks of a group train one model together (DDP). What a group finishes travels to the driver through a queue in
-Ray's object store: workers need not see the driver's disk.
+The ranks of a group train one model together (DDP). What comes of it travels through the desk, in Ray's object store:
+workers need not see the driver's disk. A training that is stopped leaves nothing behind, since nothing was made for it.
 """
 
-import queue
+import contextlib
+import gc
+import io
+import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
 import torch
 import torch.distributed as dist
+from ray.exceptions import RayError
 from ray.train import FailureConfig
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cifar_ray.checkpoint import pack_weights
-from cifar_ray.config import TrialConfig
+from cifar_ray.config import InputError, TrialConfig
+from cifar_ray.desk import DIED, Checkpoint, Desk, Job, Message, Trained
 from cifar_ray.loop import DeviceData, NonFiniteLossError, Ranks, Row, eval_model, run_experiment
 from cifar_ray.metrics import loss_and_accuracy
 from cifar_ray.models import count_params
+from cifar_ray.pretrained import get_weights
+from cifar_ray.trial import TrialSettings, reset_process
 
 STUCK_S = 1800
 """Seconds after which a rank that waits for another one gives up."""
+
+MAX_RESTARTS = 20
+"""How often the workers of a pool are started anew after one of them was lost."""
+
+CHECKPOINT_EVERY_S = 5.0
+"""Least seconds between two checkpoints of a training."""
+
+DRIVER = "driver"
+"""The mailbox of all final trainings."""
 
 
 @dataclass(frozen=True)
@@ -49,29 +66,6 @@ class FinalModel:
         return f"{self.config_name}-seed{self.seed_index}"
 
 
-@dataclass
-class Trained:
-    """What a group of ranks hands over; `failure` says why there is no model."""
-
-    model: FinalModel
-    weights: bytes = b""
-    history: list[Row] | None = None
-    best: Row | None = None
-    train_accuracy: float | None = None
-    """Of the best weights, on the training images without augmentation."""
-    num_params: int | None = None
-    seconds: float = 0.0
-    failure: str | None = None
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """An epoch of a model under way."""
-
-    model: FinalModel
-    row: Row
-
-
 @dataclass(frozen=True)
 class Workers:
     """How many processes train, in groups of how many, and what each of them holds."""
@@ -86,93 +80,183 @@ class Workers:
         return self.num_workers // self.workers_per_model
 
 
-def train_models(
-    models: list[FinalModel],
-    data: "ray.ObjectRef[dict[str, np.ndarray]]",
-    num_classes: int,
-    max_epochs: int,
-    metric: str,
-    workers: Workers,
-    storage: Path,
-    on_message: Callable[[Trained | Epoch], None],
-) -> None:
-    """Train every model to `max_epochs` and hand over each epoch and each result as it comes.
+@dataclass
+class Pool:
+    """Workers that take trainings from a desk."""
+
+    desk: Any
+    """The actor of a :class:`desk.Desk`."""
+    num_groups: int
+    error: BaseException | None = None
+    """Why there are no workers any more."""
+
+    def check(self) -> None:
+        """Raise the error that ended the workers, if one did."""
+        if self.error is not None:
+            raise self.error
+
+
+@contextlib.contextmanager
+def open_pool(settings: TrialSettings, workers: Workers, storage: Path, judged: bool) -> Iterator[Pool]:
+    """Start workers, and end them with the block; when it has been left in peace, all they held is free again.
 
     Args:
-        models: in an order that shares the work well: group g of G takes models g, g + G, ...
-        data: reference to the arrays of `DeviceData.from_arrays`.
-        num_classes: of the data.
-        max_epochs: horizon of each training.
-        metric: that best weights are chosen by, see `loop.run_experiment`.
-        workers: processes and their resources.
+        settings: shared by all trainings.
+        workers: processes and their resources; the last ones that make no whole group are left out.
         storage: a folder for Ray Train's own files, of no use afterwards.
-        on_message: called in this thread.
-
-    Raises:
-        ray.train.TrainingFailedError: a worker died or raised an error.
+        judged: see :class:`desk.Desk`.
     """
-    messages = Queue(actor_options={"num_cpus": 0})
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    desk: Any = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote(judged)
+    pool = Pool(desk, workers.num_groups)
     trainer = TorchTrainer(
-        _train_models_of_a_group,
+        _train_as_rank,
         train_loop_config={
-            "models": models,
-            "data": [data],
-            "num_classes": num_classes,
-            "max_epochs": max_epochs,
-            "metric": metric,
+            "settings": settings,
             "workers": workers,
-            "messages": messages,
+            "desk": desk,
+            "judged": judged,
+            "checkpoint_every_s": CHECKPOINT_EVERY_S,
         },
         torch_config=TorchConfig(timeout_s=STUCK_S),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.num_workers,
+            num_workers=workers.num_groups * workers.workers_per_model,
             use_gpu=workers.resources.get("GPU", 0) > 0,
             resources_per_worker={name: n for name, n in workers.resources.items() if n},
         ),
+        # (mypy sees the classes of Ray Train's version 1.)
         run_config=ray.train.RunConfig(
-            name="finals",
+            name="search" if judged else "finals",
             storage_path=str(storage),
-            # -1, the default, would try again for ever and in silence. (mypy sees the class of Ray Train's version 1.)
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),  # type: ignore[call-arg]
+            # -1, the default, would try again for ever and in silence.
+            failure_config=FailureConfig(max_failures=MAX_RESTARTS, controller_failure_limit=3),  # type: ignore[call-arg]
+            callbacks=[_TellTheDesk(desk, workers.workers_per_model)],  # type: ignore[list-item]
         ),
     )
-    errors: list[BaseException] = []
 
     def fit() -> None:
+        reason = "the workers ended early"
         try:
             trainer.fit()
-        except BaseException as error:  # handed to the caller's thread below
-            errors.append(error)
+        except BaseException as error:  # handed to the caller's thread
+            pool.error = error
+            reason = f"the workers were given up: {' '.join(str(error).split()):.300}"
+        finally:
+            with contextlib.suppress(RayError):
+                ray.get(desk.give_up.remote(reason))
 
     # In a thread of its own, since fit() blocks and would take over Ctrl-C in the main one.
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()
     try:
-        while True:
-            running = thread.is_alive()
-            try:
-                on_message(messages.get(timeout=0.5 if running else 0.01))
-            except queue.Empty:
-                if not running:
-                    break
-        if errors:
-            raise errors[0]
-    finally:
-        messages.shutdown()
+        yield pool
+    except BaseException:
+        desk.close.remote(stop=True)  # not waited for: whoever was interrupted has no time
+        raise
+    ray.get(desk.close.remote(stop=True))  # whatever may be left, nobody is there to hear of it
+    while thread.is_alive():
+        thread.join(0.2)
+    ray.kill(desk)
 
 
-def _train_models_of_a_group(settings: dict[str, Any]) -> None:
-    """Run on every rank: train this group's share of the models."""
-    context = ray.train.get_context()
+class _TellTheDesk(ray.train.UserCallback):
+    """Tells the desk which groups lost a worker, from the process that starts the next ones."""
+
+    def __init__(self, desk: Any, workers_per_model: int) -> None:
+        self.desk = desk
+        self.workers_per_model = workers_per_model
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        groups: dict[int, tuple[str, bool]] = {}
+        for rank, error in sorted(worker_exceptions.items()):
+            group = rank // self.workers_per_model
+            reason = _reason(error)
+            # What the others of a group say when one dies tells nothing.
+            if group not in groups or groups[group][0] == DIED:
+                # Another try would need as much memory.
+                groups[group] = reason, not reason.startswith("out of memory")
+        self.desk.lose.remote(groups)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return f"out of memory: {error!s:.200}"
+    lost_peer = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    if lost_peer or "WorkerHealthCheckFailed" in type(error).__name__ or isinstance(error, RayError):
+        return DIED
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+
+
+def train_models(
+    models: list[FinalModel],
+    settings: TrialSettings,
+    workers: Workers,
+    storage: Path,
+    on_message: Callable[[FinalModel, Message], None],
+    resume: Mapping[str, bytes] = MappingProxyType({}),
+) -> None:
+    """Train every model to the end, and hand over each epoch, each checkpoint and each result as it comes.
+
+    Args:
+        models: to train; the first ones are begun first.
+        settings: shared by all of them.
+        workers: processes and their resources.
+        storage: a folder for Ray Train's own files, of no use afterwards.
+        on_message: called in this thread.
+        resume: checkpoints of an earlier session, by model name.
+
+    Raises:
+        ray.train.TrainingFailedError: the workers were lost again and again.
+    """
+    by_name = {model.name: model for model in models}
+    with open_pool(settings, workers, storage, judged=False) as pool:
+        for name, model in by_name.items():
+            job = Job(name, model.config, model.training_seed, resume.get(name))
+            ray.get(pool.desk.submit.remote(job, DRIVER))
+        missing = len(by_name)
+        while missing:
+            message = ray.get(pool.desk.next_message.remote(DRIVER))
+            if isinstance(message, Trained):
+                if message.failure:
+                    pool.check()  # not this training failed, but all of them
+                missing -= 1
+            on_message(by_name[message.key], message)
+
+
+def unpack_history(packed: bytes) -> list[Row] | None:
+    """Return the rows of the epochs that a checkpoint holds; None where it cannot be read."""
+    try:
+        history = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)["history"]
+        return history if history and all(row["epoch"] for row in history) else None
+    except Exception:  # torch raises whatever the damage leads to
+        return None
+
+
+class _StoppedError(Exception):
+    """The desk wants no more of a training."""
+
+
+def _train_as_rank(settings: dict[str, Any]) -> None:
+    """Run on every rank: train what the desk has for this rank's group, until there is no more."""
     workers: Workers = settings["workers"]
-    torch.set_num_threads(max(1, int(workers.resources.get("CPU", 1))))
-    group_index, rank = divmod(context.get_world_rank(), workers.workers_per_model)
+    shared: TrialSettings = settings["settings"]
+    desk = settings["desk"]
+    world_rank = ray.train.get_context().get_world_rank()
+    group_index, rank = divmod(world_rank, workers.workers_per_model)
+    generation = broadcast_from_rank_zero(ray.get(desk.begin.remote()) if world_rank == 0 else None)
     ranks = Ranks(rank, workers.workers_per_model, _own_process_group(workers, group_index))
-    data = DeviceData.from_arrays(ray.get(settings["data"][0]), settings["num_classes"], get_device())
-    for model in settings["models"][group_index :: workers.num_groups]:
-        trained = _train_model(model, data, settings, ranks)
-        if rank == 0:
-            settings["messages"].put(trained)
+    torch.set_num_threads(shared.num_threads)
+    data = DeviceData.from_arrays(ray.get(shared.data[0]), shared.num_classes, get_device())
+    for number in itertools.count():
+        job: Job | None = ray.get(desk.next_job.remote(generation, group_index, number))
+        if job is None:
+            break
+        reset_process(job.seed, shared.num_threads)
+        trained = _train(job, data, settings, generation, ranks)
+        if rank == 0 and trained is not None:
+            ray.get(desk.post.remote(generation, trained))
+        del trained
+        gc.collect()  # a model under DDP is part of a cycle, and would stay in the device's memory
     ray.train.report({})  # every rank has to report at least once
 
 
@@ -181,31 +265,53 @@ def _own_process_group(workers: Workers, group_index: int) -> Any:
         return None
     size = workers.workers_per_model
     # Every rank has to take part in making every group.
-    groups = [dist.new_group(list(range(first, first + size))) for first in range(0, workers.num_workers, size)]
+    groups = [dist.new_group(list(range(index * size, (index + 1) * size))) for index in range(workers.num_groups)]
     return groups[group_index]
 
 
-def _train_model(model: FinalModel, data: DeviceData, settings: dict[str, Any], ranks: Ranks) -> Trained:
-    def report(row: Row) -> None:
-        if ranks.rank == 0:
-            settings["messages"].put(Epoch(model, row))
+def _train(job: Job, data: DeviceData, settings: dict[str, Any], generation: int, ranks: Ranks) -> Trained | None:
+    """Train one model; None where nothing is to be handed over. What goes wrong on this rank alone is raised."""
+    shared: TrialSettings = settings["settings"]
+    desk = settings["desk"]
+    began = packed_at = time.perf_counter()
 
-    began = time.perf_counter()
+    def report(row: Row) -> None:
+        if not ray.get(desk.report.remote(generation, job.key, row["epoch"], row if ranks.rank == 0 else None)):
+            raise _StoppedError
+
+    def checkpoint(row: Row, pack: Callable[[], bytes]) -> None:
+        nonlocal packed_at
+        if ranks.rank == 0 and time.perf_counter() - packed_at >= settings["checkpoint_every_s"]:
+            ray.get(desk.post.remote(generation, Checkpoint(job.key, pack())))
+            packed_at = time.perf_counter()
+
     try:
         outcome = run_experiment(
-            model.config,
+            job.config,
             data,
-            seed=model.training_seed,
-            max_epochs=settings["max_epochs"],
-            metric=settings["metric"],
+            seed=job.seed,
+            max_epochs=shared.max_epochs,
+            metric=shared.metric,
+            patience=shared.patience,
+            pretrained=get_weights(shared.pretrained, job.config),
             report=report,
+            checkpoint=checkpoint,
+            resume=job.resume,
             ranks=ranks,
         )
-    except NonFiniteLossError as error:
-        return Trained(model, failure=str(error))
+    except _StoppedError:
+        return None
+    except (NonFiniteLossError, InputError) as error:  # raised on every rank alike
+        return Trained(job.key, failure=str(error))
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        if ranks.world_size > 1:
+            raise  # the other ranks may be waiting for this one
+        return Trained(job.key, failure=_reason(error))
+    if settings["judged"]:
+        return None
     _, train_accuracy = loss_and_accuracy(eval_model(outcome.model, data.train_images, ranks), data.train_labels)
     return Trained(
-        model,
+        job.key,
         weights=pack_weights(outcome.model),
         history=outcome.history,
         best=outcome.best,

@@ -11,12 +11,23 @@ import optuna
 
 from cifar_ray.config import Task
 
+OPTIMIZERS = {
+    "sgd": ((0.02, 0.6), (1e-5, 3e-3)),
+    "adamw": ((5e-4, 2e-2), (1e-3, 0.2)),
+    "muon": ((3e-3, 0.1), (1e-3, 0.2)),
+}
+"""Ranges of the learning rate and of the weight decay, which mean something else to each of them."""
+
 
 def space(trial: optuna.Trial, task: Task) -> dict[str, Any]:
     """Draw one configuration."""
+    # Larger images are resized: networks that are trained from scratch here have no use for their detail.
+    sizes = [32, 48] if task.device == "cpu" else [32, 48, 64]
+    resized = trial.suggest_categorical("image_size", sizes) if large(task) else None
+    image_size = resized or task.image_size
     # A CPU trains small networks only, and tiny images need no more: the widest of these takes some ten times the work
     # of the default.
-    if task.device == "cpu" and task.image_size <= 16:
+    if task.device == "cpu" and image_size <= 16:
         widths, widest, widenings, kernel_sizes, most_blocks = [8, 16, 24, 32], 64, [1.5, 2.0], [3], 2
     elif task.device == "cpu":
         widths, widest, widenings, kernel_sizes, most_blocks = [16, 24, 32, 48], 128, [1.5, 2.0], [3, 5], 3
@@ -24,7 +35,7 @@ def space(trial: optuna.Trial, task: Task) -> dict[str, Any]:
         widths, widest, widenings, kernel_sizes, most_blocks = [32, 48, 64, 96, 128], 512, [1.5, 2.0, 4.0], [3, 5], 3
 
     # Every stage halves the resolution: more of them than the image has halvings would only add depth.
-    halvings = max(1, task.image_size.bit_length() - 1)
+    halvings = max(1, image_size.bit_length() - 1)
     stages = trial.suggest_int("model/stages", min(2, halvings), min(4, halvings))
     blocks = trial.suggest_int("model/blocks", 1, most_blocks)
     width = trial.suggest_categorical("model/width", widths)
@@ -51,38 +62,50 @@ def space(trial: optuna.Trial, task: Task) -> dict[str, Any]:
         if model["norm_placement"] != "before_conv":
             model["pool_placement"] = trial.suggest_categorical("model/pool_placement", ["before_norm", "after_norm"])
 
-    optimizer = trial.suggest_categorical("optimizer/name", ["sgd", "adamw", "muon"])
-    # Ranges of the learning rate and of the weight decay, which mean something else to each of them.
-    lr, weight_decay = {
-        "sgd": ((0.02, 0.6), (1e-5, 3e-3)),
-        "adamw": ((5e-4, 2e-2), (1e-3, 0.2)),
-        "muon": ((3e-3, 0.1), (1e-3, 0.2)),
-    }[optimizer]
-
-    cutout_step = max(1, task.image_size // 16)
-    cutout_steps = task.image_size // 4 // cutout_step
-    schedules = ["constant", "step", "cosine", "one_cycle", "plateau"]
     return {
         "family": "cnn",
         "model": model,
-        "optimizer": {
-            "name": optimizer,
-            "lr": trial.suggest_float(f"optimizer/{optimizer}_lr", *lr, log=True),
-            "weight_decay": trial.suggest_float(f"optimizer/{optimizer}_weight_decay", *weight_decay, log=True),
-        },
+        "image_size": resized,
+        "optimizer": draw_optimizer(trial, "optimizer", OPTIMIZERS),
+        "augment": draw_augment(trial, task),
+        **draw_recipe(trial, task),
+    }
+
+
+def draw_optimizer(
+    trial: optuna.Trial, name: str, ranges: dict[str, tuple[tuple[float, float], tuple[float, float]]]
+) -> dict[str, Any]:
+    """Draw an optimizer with its learning rate and weight decay, from ranges as :data:`OPTIMIZERS`."""
+    optimizer = trial.suggest_categorical(f"{name}/name", list(ranges))
+    lr, weight_decay = ranges[optimizer]
+    return {
+        "name": optimizer,
+        "lr": trial.suggest_float(f"{name}/{optimizer}_lr", *lr, log=True),
+        "weight_decay": trial.suggest_float(f"{name}/{optimizer}_weight_decay", *weight_decay, log=True),
+    }
+
+
+def draw_augment(trial: optuna.Trial, task: Task) -> dict[str, Any]:
+    """Draw the augmentation, in pixels of the images as they come."""
+    cutout_step = max(1, task.image_size // 16)
+    cutout_steps = task.image_size // 4 // cutout_step
+    return {
+        "crop_padding": trial.suggest_int("augment/crop_padding", 0, task.image_size // 8),
+        "flip": trial.suggest_categorical("augment/flip", list(task.flips)),
+        "cutout": trial.suggest_int("augment/cutout", 0, cutout_steps * cutout_step, step=cutout_step),
+    }
+
+
+def draw_recipe(trial: optuna.Trial, task: Task) -> dict[str, Any]:
+    """Draw the learning-rate schedule, the batch size and the loss."""
+    schedules = ["constant", "step", "cosine", "one_cycle", "plateau"]
+    batch_sizes = [32, 64, 128] if task.device == "cpu" else [256, 512, 1024]
+    weights = trial.suggest_categorical("class_weights", ["none", "balanced"]) if imbalanced(task) else "none"
+    return {
         "lr_schedule": {"name": trial.suggest_categorical("lr_schedule/name", schedules)},
-        "augment": {
-            "crop_padding": trial.suggest_int("augment/crop_padding", 0, task.image_size // 8),
-            "flip": trial.suggest_categorical("augment/flip", list(task.flips)),
-            "cutout": trial.suggest_int("augment/cutout", 0, cutout_steps * cutout_step, step=cutout_step),
-        },
-        "batch_size": trial.suggest_categorical(
-            "batch_size", [32, 64, 128] if task.device == "cpu" else [256, 512, 1024]
-        ),
+        "batch_size": trial.suggest_categorical("batch_size", batch_sizes),
         "label_smoothing": trial.suggest_categorical("label_smoothing", [0.0, 0.1, 0.2]),
-        "class_weights": (
-            trial.suggest_categorical("class_weights", ["none", "balanced"]) if imbalanced(task) else "none"
-        ),
+        "class_weights": weights,
     }
 
 
@@ -91,12 +114,19 @@ def imbalanced(task: Task) -> bool:
     return task.imbalance > 1.5
 
 
+def large(task: Task) -> bool:
+    """Whether the images are larger than those that networks are trained on from scratch."""
+    return task.image_size > 64
+
+
 def default(task: Task) -> dict[str, Any]:
     """Parameter values of trial 0: `small-cnn` on a CPU, `fast-cnn` on a GPU."""
     small = task.device == "cpu"
-    width = 64 if not small else 24 if task.image_size <= 16 else 32
-    stages = min(3, max(1, task.image_size.bit_length() - 1))
+    image_size = 32 if large(task) else task.image_size
+    width = 64 if not small else 24 if image_size <= 16 else 32
+    stages = min(3, max(1, image_size.bit_length() - 1))
     return {
+        **({"image_size": image_size} if large(task) else {}),
         "model/stages": stages,
         "model/blocks": 2,
         "model/width": width,

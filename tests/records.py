@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cifar_ray import results
-from cifar_ray.config import CNNConfig, OptimizerConfig, TrialConfig
+from cifar_ray.config import CNNConfig, OptimizerConfig, ResNetConfig, TrialConfig
 from cifar_ray.results import RunFolder
 
 CLASS_NAMES = ["<b>&amp;", "$1 and $2", "a|b*c_d`e", "</td><script>alert(1)</script>", "4", "5", "6", "7", "8", "nine"]
@@ -45,26 +45,57 @@ def history(rng: np.random.Generator, accuracy: float, epochs: int) -> list[dict
     return rows
 
 
-def trial_record(rng: np.random.Generator, number: int, state: str, accuracy: float) -> dict[str, Any]:
+def config_name(number: int, spaces: tuple[str, ...] = ("cnn",)) -> str:
+    """The name of a trial, as a search gives it: trials of several spaces take turns with their numbers."""
+    if number == 0:
+        return "default"
+    return f"default-{spaces[number]}" if number < len(spaces) else f"trial-{number:04d}"
+
+
+def config_of(number: int, space: str, is_default: bool) -> TrialConfig:
+    """A configuration of the family that the space, or the preset, is named after."""
+    optimizer = OptimizerConfig(lr=0.1 if is_default else 0.043)
+    if "resnet" in space:
+        head_only = number % 4 == 3  # the default recipe and one in two others train all
+        finetune, views = ("head", 4 if number % 8 == 3 else 1) if head_only else ("all", 1)
+        model = ResNetConfig("resnet18", finetune=finetune, feature_views=views, layer_decay=0.7 if is_default else 0.5)
+        return TrialConfig(family="resnet", model=model, optimizer=optimizer, image_size=64)
+    cnn = CNNConfig() if is_default else CNNConfig(widths=[48, 96, 160], activation="silu", residual=True)
+    return TrialConfig(model=cnn, optimizer=optimizer)
+
+
+def num_params(number: int, config: TrialConfig) -> int:
+    """Parameters that a configuration might have."""
+    return 11_181_642 if config.family == "resnet" else 94_000 + 7919 * number
+
+
+def trial_record(
+    rng: np.random.Generator, number: int, state: str, accuracy: float, spaces: tuple[str, ...] = ("cnn",)
+) -> dict[str, Any]:
     """One record of trials.jsonl."""
-    model = CNNConfig() if number == 0 else CNNConfig(widths=[48, 96, 160], activation="silu", residual=True)
-    config = TrialConfig(model=model, optimizer=OptimizerConfig(lr=0.1 if number == 0 else 0.043))
+    space, name = spaces[number % len(spaces)], config_name(number, spaces)
+    config = config_of(number, space, name.startswith("default"))
     reason = {
         "failed": "non-finite training loss at epoch 1",
         "infeasible": "1.20M parameters, more than --max-params 1M",
     }
     scores = {"epoch": 8, "val_accuracy": accuracy, "val_loss": 2.2 * (1 - accuracy), "val_metric": accuracy}
     best = scores if state in ("complete", "pruned") else None
+    model = config.model
+    features = None
+    if isinstance(model, ResNetConfig) and model.finetune == "head" and best:
+        features = {"views": model.feature_views, "images_per_s": 280.1, "seconds": 12.5}
     return {
         "number": number,
-        "name": "default" if number == 0 else f"trial-{number:04d}",
-        "space": "cnn",
+        "name": name,
+        "space": space,
         "params": {"model/stages": 3, "optimizer/lr": config.optimizer.lr},
         "config": config.to_dict(),
         "state": state,
         "reason": reason.get(state),
         "epochs": {"complete": 30, "pruned": 3}.get(state, 1),
-        "num_params": 94_000 + 7919 * number,
+        "num_params": num_params(number, config),
+        "features": features,
         "best": best,
         "last": best,
         "seconds": {
@@ -115,8 +146,13 @@ def make_run(
     num_trials: int = 24,
     absent_class: bool = False,
     metric: str = "accuracy",
+    spaces: tuple[str, ...] = ("cnn",),
+    seed_noise: float = 0.004,
 ) -> RunFolder:
-    """Write a run folder; `accuracies` of the finalists, `finals=False` for a search that was interrupted."""
+    """Write a run folder; `accuracies` of the finalists, `finals=False` for a search that was interrupted.
+
+    `num_trials=0` is a training of named models: `accuracies` then has names of presets.
+    """
     rng = np.random.default_rng(0)
     names = class_names or CLASS_NAMES
     accuracies = accuracies or {"trial-0012": 0.972, "default": 0.955, "trial-0007": 0.968, "trial-0019": 0.966}
@@ -131,34 +167,41 @@ def make_run(
     for number in range(num_trials):
         state = "complete" if number in (0, 7, 12, 19) else states[number % len(states)]
         reached = rng.uniform(0.3, 0.9) if state == "pruned" else rng.uniform(0.93, 0.965)
-        name = "default" if number == 0 else f"trial-{number:04d}"
-        trials.append(trial_record(rng, number, state, accuracies.get(name, reached)))
-    results.write_trials(folder.trials_jsonl, trials)
+        state = "complete" if number < len(spaces) else state
+        accuracy = accuracies.get(config_name(number, spaces), reached)
+        trials.append(trial_record(rng, number, state, accuracy, spaces))
+    if trials:
+        results.write_trials(folder.trials_jsonl, trials)
     if not finals:
         return folder
 
     labels = np.sort(np.arange(num_test) % (len(names) - absent_class))  # the last class may lack test images
     models = [(config, seed) for config in accuracies for seed in range(seeds)]
-    wanted = [accuracies[config] + rng.normal(0, 0.004) for config, _ in models]
+    wanted = [accuracies[config] + rng.normal(0, seed_noise) for config, _ in models]
     probabilities = correct_predictions(rng, labels, wanted, len(names))
     rows, predictions = [], {}
     for (config, seed), accuracy, values in zip(models, wanted, probabilities, strict=True):
         model = f"{config}-seed{seed}"
         predictions[model] = values
         results.write_csv(folder.model(model) / "history.csv", results.HISTORY_COLUMNS, history(rng, accuracy, 30))
-        trial = 0 if config == "default" else int(config.split("-")[1])
+        numbers = {config_name(number, spaces): number for number in range(num_trials)}
+        trial = numbers.get(config, 0)
+        space = spaces[trial % len(spaces)] if numbers else config
+        trial_config = config_of(trial, space, config.startswith("default"))
+        results.write_json(folder.model(model) / "config.json", {"config": trial_config.to_dict()})
+        resnet = trial_config.family == "resnet"
         row = {
             "model": model,
-            "family": "cnn",
-            "trial": trial,
+            "family": trial_config.family,
+            "trial": trial if numbers else None,
             "seed": seed,
             "train_accuracy": 0.999,
             "val_accuracy": accuracy,
         }
         row |= {"test_accuracy": float((values.argmax(axis=1) == labels).mean()), "test_loss": 0.12}
-        row |= {"test_auc_macro_ovr": None if absent_class else 0.9971, "num_params": 94_000 + 7919 * trial}
+        row |= {"test_auc_macro_ovr": None if absent_class else 0.9971, "num_params": num_params(trial, trial_config)}
         row |= {
-            "size_mb": 0.38 + 0.03 * trial,
+            "size_mb": 44.8 if resnet else 0.38 + 0.03 * trial,
             "config": config,
             "val_metric": accuracy,
             "val_loss": 2.2 * (1 - accuracy),
@@ -166,16 +209,16 @@ def make_run(
         row |= {
             "epochs": 30,
             "best_epoch": 27,
-            "train_s": 4.9,
+            "train_s": (61.0 if resnet else 4.9) + seed,
             "training_seed": 1000 + seed,
             "device": "AMD EPYC 7R13",
             "threads": 2,
         }
         if seed == 0:
             row |= {
-                "latency_ms_p50": 0.21 + 0.02 * trial,
-                "latency_ms_p95": 0.34 + 0.02 * trial,
-                "images_per_s": 48_000 / (1 + trial),
+                "latency_ms_p50": (1.5 if resnet else 0.21) + 0.02 * trial,
+                "latency_ms_p95": (2.1 if resnet else 0.34) + 0.02 * trial,
+                "images_per_s": (900 if resnet else 48_000) / (1 + trial),
             }
         rows.append(row | {"torch": "2.11.0"})
     results.write_csv(folder.results_csv, results.RESULTS_COLUMNS, rows)

@@ -106,6 +106,7 @@ def test_bad_input_is_one_line_and_leaves_no_run_folder(
         (["--finalists", "all"], "--finalists: must be a whole number of at least 1, not 'all'"),
         (["--train-size", "0"], "--train-size: must be a whole number of at least 1, not '0'"),
         (["--image-size", "0"], "--image-size: must be a whole number of at least 1, not '0'"),
+        (["--workers-per-trial", "0"], "--workers-per-trial: must be a whole number of at least 1, not '0'"),
         (["--gpus-per-trial", "0.5"], "--gpus-per-trial: must be a whole number of at least 0, not '0.5'"),
         (["--seed", "-1"], "--seed: must be a whole number of at least 0, not '-1'"),
         (["--time-budget", "soon"], "--time-budget: must be a duration such as 90s, 10m or 1h30m, not 'soon'"),
@@ -268,8 +269,8 @@ def write_space(tmp_path: Path, source: str) -> str:
 @pytest.mark.parametrize(
     ("spaces", "message"),
     [
-        ("nosuch", "--space: no space 'nosuch'; take one of cnn, or the path of a Python file"),
-        ("cnn,", "--space: no space ''; take one of cnn, or the path of a Python file"),
+        ("nosuch", "--space: no space 'nosuch'; take one of cnn, resnet, or the path of a Python file"),
+        ("cnn,", "--space: no space ''; take one of cnn, resnet, or the path of a Python file"),
         ("cnn, cnn", "--space: two spaces in 'cnn,cnn' have the same name; give one only, or rename its file"),
     ],
 )
@@ -318,6 +319,27 @@ def test_devices_that_there_are_not_are_refused(refused_by_ray: Refused) -> None
     assert line.startswith("--gpus-per-trial: 64 GPUs are more than the ") and line.endswith(" there are")
     line = refused_by_ray("tune", *DIGITS, "--cpus-per-trial", "3", "--gpus-per-trial", "0")
     assert line.startswith("--cpus-per-trial: no node has 3 CPUs for a trial (2 CPUs, ")
+
+
+def test_more_workers_than_there_are_are_refused(refused_by_ray: Refused) -> None:
+    rest = "3 workers are more than the 2 that fit on 2 CPUs and "
+    line = refused_by_ray("tune", *DIGITS, "--gpus-per-trial", "0", "--workers-per-trial", "3")
+    assert line.startswith(f"--workers-per-trial: {rest}") and line.endswith("; give fewer, or fewer --cpus-per-trial")
+    line = refused_by_ray("train", *DIGITS, "--gpus-per-trial", "0", "--workers", "3", "--preset", "mish-cnn")
+    assert line.startswith(f"--workers: {rest}")
+
+
+def test_batches_that_the_workers_cannot_share_are_refused(refused_by_ray: Refused, tmp_path: Path) -> None:
+    flags = (*DIGITS, "--gpus-per-trial", "0")
+    (tmp_path / "odd.json").write_text('{"batch_size": 33}')
+    line = refused_by_ray("train", *flags, "--workers", "2", "--preset", "mish-cnn", "--config", "odd.json")
+    assert line == "--workers: 2 workers cannot share batches of 33 images (odd); give a number that divides them"
+    path = write_space(
+        tmp_path, "def space(trial, task):\n    return {'batch_size': trial.suggest_int('batch_size', 32, 64)}\n"
+    )
+    line = refused_by_ray("tune", *flags, "--workers-per-trial", "2", "--space", path)
+    assert line.startswith("--workers-per-trial: 2 workers cannot share batches of ")
+    assert line.endswith(" images (as in space my space); give a number that divides them")
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,12 @@ BANDS = (
         "checkpoint",
         "watch",
         "hparams",
+        "weights",
+        "features",
     },
     {
+        "pretrained",
+        "desk",
         "worker",
         "trial",
         "space",
@@ -137,9 +141,9 @@ def test_no_module_imports_a_search_space(name: str) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "search_spaces").glob("*.py")), ids=lambda path: path.stem)
-def test_a_search_space_imports_only_optuna_and_the_plain_band(path: Path) -> None:
+def test_a_search_space_imports_only_optuna_the_plain_band_and_other_spaces(path: Path) -> None:
     packages = {name.split(".")[0] for name in imported(path)} - set(sys.stdlib_module_names)
-    assert packages <= {"optuna", "cifar_ray"}
+    assert packages <= {"optuna", "cifar_ray", "search_spaces"}
     assert own_modules(path) <= BANDS[0]
 
 

@@ -24,14 +24,33 @@ UNUSUAL: dict[str, Any] = {
         "head_hidden": 16,
         "head_dropout": 0.2,
     },
+    "image_size": 24,
     "optimizer": {"name": "adamw", "lr": 0.003, "weight_decay": 0.01, "momentum": 0.8},
     "lr_schedule": {"name": "cosine", "warmup": 0.1},
     "augment": {"crop_padding": 4, "flip": True, "cutout": 8},
     "batch_size": 96,
     "label_smoothing": 0.15,
+    "sync_batch_norm": True,
     "class_weights": "balanced",
 }
-"""A configuration in which every value differs from its default, but for the only family."""
+"""A configuration in which every value but the family differs from its default."""
+
+UNUSUAL_RESNET: dict[str, Any] = {
+    **UNUSUAL,
+    "family": "resnet",
+    "model": {
+        "backbone": "resnet50",
+        "weights": "IMAGENET1K_V2",
+        "stem": "cifar",
+        "finetune": "gradual",
+        "backbone_lr": 0.3,
+        "layer_decay": 0.5,
+        "freeze_norm_statistics": True,
+        "head_hidden": [64, 16],
+        "head_dropout": 0.2,
+        "feature_views": 1,
+    },
+}
 
 
 def told(values: Any) -> str:
@@ -44,9 +63,10 @@ def told(values: Any) -> str:
     return message
 
 
-def test_a_configuration_survives_the_way_through_json() -> None:
-    config = trial_config(UNUSUAL, "here")
-    assert config.to_dict() == UNUSUAL
+@pytest.mark.parametrize("values", [UNUSUAL, UNUSUAL_RESNET], ids=["cnn", "resnet"])
+def test_a_configuration_survives_the_way_through_json(values: dict[str, Any]) -> None:
+    config = trial_config(values, "here")
+    assert config.to_dict() == values
     assert trial_config(json.loads(json.dumps(config.to_dict())), "here") == config
 
 
@@ -91,8 +111,10 @@ def test_two_configurations_share_no_lists() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("family", "resnet"),
+        ("family", "vit"),
         ("family", None),
+        ("image_size", 4),
+        ("image_size", 2000),
         ("model", None),
         ("model", [1]),
         ("model/widths", 32),
@@ -216,3 +238,24 @@ def test_a_missing_file_or_a_folder_is_told_with_its_path(tmp_path: Path, name: 
         load_trial_config(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ({}, "model/backbone: "),
+        ({"backbone": "resnet18", "finetune": "heads"}, "model/finetune: "),
+        ({"backbone": "resnet18", "widths": [8]}, "model/widths: "),
+        (
+            {"backbone": "resnet18", "weights": "none", "finetune": "head"},
+            "model: Value error, finetune 'head' freezes",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_resnet_is_told_with_its_key(model: dict[str, Any], says: str) -> None:
+    assert told({"family": "resnet", "model": model}).startswith(f"here: {says}")
+
+
+def test_a_model_belongs_to_its_family() -> None:
+    assert told({"family": "resnet"}).startswith("here: configuration: Value error, family resnet needs a model")
+    assert told({"family": "cnn", "model": {"backbone": "resnet18"}}).startswith("here: model/backbone: ")

@@ -5,11 +5,13 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from resnets import random_weights, resnet_config, small_data
 from sklearn.metrics import f1_score, roc_auc_score
 from sklearn.utils.class_weight import compute_class_weight
 from tiny import (
@@ -31,7 +33,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cifar_ray.config import AugmentConfig, InputError, OptimizerConfig
+from cifar_ray.config import AugmentConfig, InputError, OptimizerConfig, TrialConfig
 from cifar_ray.loop import (
     EVAL_BATCH_SIZE,
     DeviceData,
@@ -540,3 +542,90 @@ def test_a_padding_wider_than_the_image_trains() -> None:
 def test_a_batch_that_cannot_be_divided_over_the_ranks_is_told() -> None:
     with pytest.raises(InputError, match="batch_size 16 cannot be divided over 3"):
         run_experiment(tiny_config(), device_data(), seed=0, max_epochs=1, ranks=Ranks(0, 3))
+
+
+# ---- going on ----
+
+
+def interrupted(config: TrialConfig, max_epochs: int, after: int, **given: Any) -> tuple[Outcome, Outcome]:
+    """A training, and the same one taken up again after an epoch, by a process that knows nothing of the first."""
+    packed: dict[int, bytes] = {}
+    given |= {"seed": 5, "max_epochs": max_epochs}
+    whole = run_experiment(
+        config, device_data(), checkpoint=lambda row, pack: packed.update({row["epoch"]: pack()}), **given
+    )
+    assert list(packed) == list(range(1, len(whole.history)))
+    torch.manual_seed(1234)
+    return whole, run_experiment(config, device_data(), resume=packed[after], **given)
+
+
+@pytest.mark.parametrize("after", [1, 3])
+@pytest.mark.parametrize("lr_schedule", ["constant", "step", "cosine", "one_cycle", "plateau"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_a_training_that_goes_on_is_the_same_to_the_bit(name: Any, lr_schedule: str, after: int) -> None:
+    config = tiny_config(
+        model=replace(TINY, dropout=0.2),
+        optimizer=OptimizerConfig(name=name, lr=0.01),
+        lr_schedule=schedule(lr_schedule),
+        augment=AugmentConfig(crop_padding=1, flip=True),
+    )
+    whole, gone_on = interrupted(config, 5, after)
+    assert weights_equal(whole.model, gone_on.model)
+    assert without_times(gone_on.history) == without_times(whole.history)
+    assert gone_on.best == gone_on.history[whole.best["epoch"] - 1]
+
+
+def test_a_training_that_goes_on_remembers_its_best_weights_and_patience() -> None:
+    config = tiny_config(lr_schedule=schedule("constant"), optimizer=OptimizerConfig(lr=0.2))
+    packed: dict[int, bytes] = {}
+    data = misleading_data()
+    whole = run_experiment(
+        config,
+        data,
+        seed=0,
+        max_epochs=9,
+        patience=4,
+        checkpoint=lambda row, pack: packed.update({row["epoch"]: pack()}),
+    )
+    last = whole.history[-1]["epoch"]
+    assert whole.best["epoch"] < last - 1
+    gone_on = run_experiment(config, data, seed=0, max_epochs=9, patience=4, resume=packed[last - 1])
+    assert gone_on.history[-1]["epoch"] == last
+    assert weights_equal(whole.model, gone_on.model)
+
+
+@pytest.mark.parametrize("finetune", ["head", "gradual"])
+def test_a_fine_tuning_that_goes_on_is_the_same(finetune: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    augment = AugmentConfig(flip=True)
+    config = resnet_config(augment, finetune=finetune, feature_views=2 if finetune == "head" else 1)
+    packed: dict[int, bytes] = {}
+    given: dict[str, Any] = {"seed": 0, "max_epochs": 3, "pretrained": random_weights()}
+    whole = run_experiment(
+        config, small_data(), checkpoint=lambda row, pack: packed.update({row["epoch"]: pack()}), **given
+    )
+    gone_on = run_experiment(config, small_data(), resume=packed[2], **given)
+    assert weights_equal(whole.model, gone_on.model)
+
+
+def test_a_report_that_raises_ends_the_training() -> None:
+    def report(row: Row) -> None:
+        if row["epoch"] == 2:
+            raise KeyError("enough")
+
+    epochs: list[int] = []
+    with pytest.raises(KeyError, match="enough"):
+        run_experiment(
+            tiny_config(),
+            device_data(),
+            seed=0,
+            max_epochs=5,
+            report=report,
+            checkpoint=lambda row, pack: epochs.append(row["epoch"]),
+        )
+    assert epochs == [1]
+
+
+def test_synchronised_batch_norm_on_a_cpu_is_refused() -> None:
+    with pytest.raises(InputError, match="only synchronised on GPUs"):
+        run_experiment(replace(tiny_config(), sync_batch_norm=True), device_data(), seed=0, max_epochs=1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cifar_ray.config import InputError, Task, TrialConfig, trial_config
+from cifar_ray.config import InputError, ResNetConfig, Task, TrialConfig, trial_config
 from cifar_ray.loop import DeviceData, run_experiment
 from cifar_ray.models import build_model, count_params
 from cifar_ray.presets import PRESETS, preset
@@ -15,13 +15,24 @@ from cifar_ray.space import load_space
 CIFAR10 = Task(10, 3, 32, 45_000, "cpu")
 DIGITS = Task(10, 1, 8, 1150, "cpu", flips=(False,))
 TASKS = [CIFAR10, DIGITS, Task(2, 1, 9, 20, "cuda"), Task(100, 3, 64, 1000, "cuda"), Task(3, 3, 160, 50, "cpu")]
+RESNETS = [
+    "resnet18-frozen",
+    "resnet18-last-stages",
+    "resnet18-finetune",
+    "resnet18-scratch",
+    "resnet50-frozen",
+    "resnet50-frozen-mlp",
+    "resnet50-aug-224",
+    "resnet50-full",
+]
+WITHOUT_AUGMENTATION = ["resnet18-frozen", "resnet50-frozen", "resnet50-frozen-mlp"]
 TUTORIAL = ["simple-cnn", "mish-cnn", "mish-bn-cnn", "evonorm-cnn"]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_these_are_the_presets() -> None:
-    assert list(PRESETS) == [*TUTORIAL, "small-cnn", "fast-cnn"]
+    assert list(PRESETS) == [*TUTORIAL, "small-cnn", "fast-cnn", *RESNETS]
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.image_size}px-{task.channels}c")
@@ -38,7 +49,7 @@ def test_a_preset_is_a_model_for_any_images(name: str, task: Task) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_mirrors_images_only_where_that_makes_sense(name: str) -> None:
-    assert preset(name, CIFAR10).augment.flip
+    assert preset(name, CIFAR10).augment.flip == (name not in WITHOUT_AUGMENTATION)
     assert not preset(name, replace(CIFAR10, flips=(False,))).augment.flip
 
 
@@ -70,10 +81,23 @@ def test_the_tutorial_network_and_its_variants_differ_in_norm_and_activation_alo
     assert count_params(model) == (27 + 1) * 32 + (288 + 1) * 64 + (576 + 1) * 128 + (2048 + 1) * 128 + (128 + 1) * 10
 
 
+def test_the_resnets_are_what_their_names_say() -> None:
+    models = {name: preset(name, CIFAR10).model for name in RESNETS}
+    assert all(isinstance(model, ResNetConfig) for model in models.values())
+    assert all(name.startswith(model.backbone) for name, model in models.items())
+    heads = [name for name, model in models.items() if model.finetune == "head"]
+    assert heads == ["resnet18-frozen", "resnet50-frozen", "resnet50-frozen-mlp", "resnet50-aug-224"]
+    assert models["resnet50-frozen-mlp"].weights == "IMAGENET1K_V2"
+    assert len(models["resnet50-frozen-mlp"].head_hidden) > 1
+    assert preset("resnet50-aug-224", CIFAR10).image_size == 224
+    assert models["resnet50-aug-224"].feature_views > 1
+    assert models["resnet18-scratch"].weights == "none"
+
+
 @pytest.mark.parametrize("name", [*TUTORIAL, "small-cnn"])  # fast-cnn takes all these images in one step
 def test_a_preset_learns(name: str, digit_arrays: dict[str, np.ndarray]) -> None:
     data = DeviceData.from_arrays(digit_arrays, 10, torch.device("cpu"))
-    outcome = run_experiment(preset(name, DIGITS), data, seed=0, max_epochs=8)
+    outcome = run_experiment(preset(name, DIGITS), data, seed=0, max_epochs=12)
     assert outcome.best["val_accuracy"] > 0.8
 
 

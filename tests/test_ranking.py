@@ -230,3 +230,88 @@ def test_verdict_without_finals_intervals_or_test_split() -> None:
     assert alone == "Take x: test accuracy 90.00 % (one seed, so no interval)."
     untested = ranking.verdict(ranking.summarise([row("x", test_accuracy=None)]), [])
     assert untested == "Take x: test accuracy not measured."
+
+
+@pytest.mark.parametrize(
+    ("configs", "expected"),
+    [
+        (["default-b", "default"], "nothing better than the default recipe of b; it cannot be told apart from the "
+         "runner-up, the default recipe of a: +0.00 points"),
+        (["x", "default", "default-b"], "gained nothing measurable over the default recipe of b: +0.00 points (95 % "
+         "interval -1.00 to +1.00); it cannot be told apart from the runner-up, the default recipe of a: +0.00"),
+        (["x", "default-b", "default"], "gained nothing measurable over the default recipe of b: +0.00 points (95 % "
+         "interval -1.00 to +1.00)."),
+    ],
+)  # fmt: skip
+def test_verdict_names_the_default_recipe_it_means_where_there_are_two(configs: list[str], expected: str) -> None:
+    rows = [row(config, seed, 0.9 - 0.1 * i + 0.01 * seed) for i, config in enumerate(configs) for seed in range(3)]
+    recipes = {"default": "the default recipe of a", "default-b": "the default recipe of b"}
+    comparisons = [comparison(other, -0.01, 0.01, a=configs[0]) for other in configs[1:]]
+    text = ranking.verdict(ranking.summarise(rows), comparisons, default="default-b", recipes=recipes)
+    assert expected in text and text.count("the default recipe of b") == 1
+
+
+def test_default_recipes_are_known_by_their_names() -> None:
+    names = ["default", "default-resnet", "defaults", "trial-0000", "my-default"]
+    assert [ranking.is_default(name) for name in names] == [True, True, False, False, False]
+
+
+def test_best_of_families_takes_the_first_of_each_that_is_known() -> None:
+    rows = [
+        row("a", 0, 0.7, family="cnn", test_accuracy=1.0, train_s=1.0),
+        row("b", 0, 0.8, family="cnn", train_s=2.0),
+        row("b", 1, 0.8, family="cnn", train_s=5.0),
+        row("c", 0, 0.9, family="resnet"),
+        row("d", 0, 0.95, family=None),
+    ]
+    best = ranking.best_of_families(ranking.summarise(rows))
+    assert [(one.family, one.config, one.train_s) for one in best] == [("resnet", "c", None), ("cnn", "b", 3.5)]
+
+
+def families(
+    num_params: tuple[int | None, int | None], latency: tuple[float | None, float | None]
+) -> list[ranking.ConfigSummary]:
+    """The best configurations `x` of family resnet and `y` of family cnn, with their sizes and latencies."""
+    rows = [row("x", 0, 0.9, family="resnet", num_params=num_params[0], latency_ms_p50=latency[0])]
+    rows += [row("y", 0, 0.8, family="cnn", num_params=num_params[1], latency_ms_p50=latency[1])]
+    return ranking.best_of_families(ranking.summarise(rows))
+
+
+LARGER: Any = ((7_100_000, 100_000), (3.1, 1.0))
+SMALLER: Any = ((1_400, 100_000), (0.32, 1.0))
+MIXED: Any = ((11_900_000, 100_000), (0.5, 1.0))
+COST = "for 71 times the parameters and 3.1 times the latency of one image"
+
+
+@pytest.mark.parametrize(
+    ("measured", "found", "expected"),
+    [
+        (LARGER, comparison("y", 0.06, 0.102), "Take resnet, whose best configuration beats that of cnn on test: "
+         f"+8.10 points (95 % interval +6.00 to +10.20), {COST}."),
+        (SMALLER, comparison("y", 0.06, 0.102), "Take resnet, whose best configuration beats that of cnn on test: "
+         "+8.10 points (95 % interval +6.00 to +10.20), with 1.4 % of the parameters and 32 % of the latency of one "
+         "image."),
+        (LARGER, comparison("y", -0.01, 0.02), "resnet ranks first by mean validation F1, but cannot be told apart "
+         f"from cnn on test: +0.50 points (95 % interval -1.00 to +2.00), {COST}. Take cnn where size or speed "
+         "counts."),
+        (SMALLER, comparison("y", 0.0, 0.02), "with 1.4 % of the parameters and 32 % of the latency of one image. Take "
+         "resnet where size or speed counts."),
+        (MIXED, comparison("y", -0.01, 0.02), ", with 119 times the parameters and 50 % of the latency of one image. "
+         "Take cnn where size counts and resnet where speed counts."),
+        (((100, 101), (1.0, 1.0)), comparison("y", -0.01, 0.02), ", with about as many parameters and about the same "
+         "latency of one image. Take either."),
+        (((None, 1), (None, None)), comparison("y", -0.01, 0.02), "(95 % interval -1.00 to +2.00). Take either."),
+        (LARGER, comparison("y", -0.02, -0.01), "No clear choice: resnet ranks first by mean validation F1, but is "
+         f"worse on test than cnn: -1.50 points (95 % interval -2.00 to -1.00), {COST}."),
+        (LARGER, comparison("y", 0.01, 0.02, False), "resnet ranks first by mean validation F1, but one seed is too "
+         "few to compare it with cnn: +1.50 points (95 % interval +1.00 to +2.00 from the test images alone), "
+         f"{COST}."),
+        (LARGER, comparison("z", 0.01, 0.02), f"resnet ranks first by mean validation F1, {COST}; how it compares with "
+         "cnn on test is unknown, since predictions are missing."),
+    ],
+)  # fmt: skip
+def test_family_verdict_says_what_to_take_how_sure_and_what_it_costs(
+    measured: Any, found: Comparison, expected: str
+) -> None:
+    (said,) = ranking.family_verdict(families(*measured), [found], "F1")
+    assert said.endswith(expected)

@@ -62,6 +62,38 @@ def test_paths_are_made_absolute_so_that_a_run_can_be_taken_up_from_anywhere() -
     assert parse_flags(TuneSettings, "tune", ["--data", "digits"]) == {"data": "digits"}
 
 
+def test_weights_are_a_name_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+    def parsed(text: str) -> Any:
+        return parse_flags(TuneSettings, "tune", ["--weights", text])["weights"]
+
+    for name in ("DEFAULT", "IMAGENET1K_V1", "IMAGENET1K_V2", "none"):
+        (tmp_path / name).touch()  # a file does not take the place of a name
+        assert parsed(name) == name
+    assert parsed("mine.pth") == str(tmp_path / "mine.pth")  # whether it is there is told when it is read
+    assert parsed("../x.SAFETENSORS") == str(tmp_path.parent / "x.SAFETENSORS")
+    assert parsed("~/x.pt") == str(tmp_path / "home" / "x.pt")
+    (tmp_path / "imagenet1k_v2").touch()
+    assert parsed("imagenet1k_v2") == str(tmp_path / "imagenet1k_v2")
+    assert parse_flags(TrainSettings, "train", ["--weights", "none"]) == {"weights": "none"}
+    assert TuneSettings().weights is None
+
+
+@pytest.mark.parametrize("text", ["imagenet1k_v1", "None", "default", "IMAGENET1K_V3", "resnet18"])
+def test_weights_that_are_neither_a_name_nor_a_file_are_refused(text: str) -> None:
+    names = "DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2, none or a file (.pth, .pt, .safetensors)"
+    with pytest.raises(InputError) as error:
+        parse_flags(TuneSettings, "tune", ["--weights", text])
+    assert str(error.value) == f"--weights: must be {names}, not {text!r}"
+
+
+def test_weights_are_not_empty() -> None:
+    with pytest.raises(InputError, match="--weights: must not be empty"):
+        parse_flags(TrainSettings, "train", ["--weights", ""])
+
+
 @pytest.fixture
 def begun(tmp_path: Path) -> TuneSettings:
     """The settings of a run whose run.json lies in `tmp_path/runs/begun`."""

@@ -13,7 +13,7 @@ from cifar_ray.config import InputError, Task, TrialConfig, trial_config
 from cifar_ray.models import build_model, count_params
 from cifar_ray.space import Space, load_space
 
-SPACES = ["cnn"]
+SPACES = ["cnn", "resnet"]
 TASKS = [
     Task(10, 1, 8, 1150, device, flips=(False,))  # type: ignore[arg-type]
     for device in ("cpu", "cuda")

@@ -11,8 +11,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cifar_ray.progress import Console
-from cifar_ray.results import RunFolder, read_csv
-from cifar_ray.watch import SCALARS, EventWriters, FinalsWatch, SearchWatch
+from cifar_ray.results import CHECKPOINT, RunFolder, read_csv
+from cifar_ray.watch import SCALARS, EventWriters, FinalsWatch, SearchWatch, clear_training
 
 ROW = {
     "epoch": 1,
@@ -136,6 +136,21 @@ def test_a_trial_that_is_run_again_leaves_one_history_and_one_set_of_events(tmp_
     assert len(list(folder.glob("events*"))) == 1
 
 
+def test_a_trials_checkpoint_stays_until_a_newer_one_comes_or_the_trial_ends(tmp_path: Path) -> None:
+    watch = watch_run(tmp_path)
+    checkpoint = tmp_path / "trials" / "0000" / CHECKPOINT
+    watch.trial_began(0, {})
+    watch.epoch_ended(0, ROW)
+    watch.checkpointed(0, b"first")
+    watch = watch_run(tmp_path)  # after a kill
+    watch.trial_began(0, {})
+    assert checkpoint.read_bytes() == b"first" and [path.name for path in checkpoint.parent.iterdir()] == [CHECKPOINT]
+    watch.checkpointed(0, b"second")
+    assert checkpoint.read_bytes() == b"second"
+    watch.trial_ended(record(0, "pruned"))
+    assert not checkpoint.exists()
+
+
 def test_tensorboard_reads_the_scalars_of_a_trial_while_it_runs(tmp_path: Path) -> None:
     watch = watch_run(tmp_path)
     watch.trial_began(0, {})
@@ -177,3 +192,22 @@ def test_final_training_tells_the_time_left_from_the_rate_of_its_epochs(
     ]
     events = EventAccumulator(str(tmp_path / "models" / "default-seed0")).Reload()
     assert [event.step for event in events.Scalars("accuracy/val")] == [1, 2]
+
+
+def test_a_final_training_that_goes_on_shows_every_epoch_once(
+    tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cifar_ray.progress.PLAIN_INTERVAL_S", 0)
+    before = FinalsWatch(RunFolder(tmp_path), Console(io.StringIO()), num_models=1, max_epochs=4)
+    for epoch in (1, 2, 3):  # the last checkpoint is that of epoch 2
+        before.epoch_ended("default-seed0", {**ROW, "epoch": epoch})
+    before.events.close_all()
+    clear_training(tmp_path / "models" / "default-seed0")
+    stream = io.StringIO()
+    watch = FinalsWatch(RunFolder(tmp_path), Console(stream), num_models=1, max_epochs=4)
+    watch.model_goes_on("default-seed0", [{**ROW, "epoch": epoch} for epoch in (1, 2)])
+    for epoch in (3, 4):
+        watch.epoch_ended("default-seed0", {**ROW, "epoch": epoch})
+    events = EventAccumulator(str(tmp_path / "models" / "default-seed0")).Reload()
+    assert [event.step for event in events.Scalars("accuracy/val")] == [1, 2, 3, 4]
+    assert stream.getvalue().splitlines()[-1].startswith("finals 0/1 | epoch 2/2")

@@ -1,10 +1,15 @@
 """Models: every one takes uint8 images and carries its own input normalisation."""
 
+from collections.abc import Mapping
+
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from cifar_ray.config import TrialConfig
+from cifar_ray.config import ResNetConfig, TrialConfig
 from cifar_ray.models.cnn import CNN
+from cifar_ray.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet
 
 
 class Normalize(nn.Module):
@@ -25,24 +30,67 @@ class Normalize(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Normalisation and network in one: uint8 images (B, C, H, W) -> logits (B, num_classes)."""
+    """Normalisation, resize and network in one: uint8 images (B, C, H, W) -> logits (B, num_classes)."""
 
-    def __init__(self, normalize: Normalize, network: nn.Module) -> None:
+    def __init__(self, normalize: Normalize, network: CNN | ResNet, image_size: int) -> None:
         super().__init__()
         self.normalize = normalize
         self.network = network
+        self.image_size = image_size
+        """Side of the network's images in pixels; others are resized to it."""
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Images that the network takes at a time where no gradients are needed: fewer of large ones."""
+        return max(1, min(500, 500 * 96**2 // self.image_size**2))
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """What the network is given: normalised floats (B, C, S, S)."""
+        x = self.normalize(images)
+        size = self.image_size
+        if x.shape[-1] == size:
+            return x
+        # Antialiasing matters only where pixels are merged, and is slow.
+        return functional.interpolate(x, size=(size, size), mode="bilinear", antialias=x.shape[-1] > size)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(self.normalize(images))
+        return self.network(self.inputs(images))
+
+    def unfreeze(self, epoch: int, max_epochs: int) -> bool:
+        """Let that train which does in `epoch` (from 1); return whether that changes anything."""
+        return isinstance(self.network, ResNet) and self.network.unfreeze(epoch, max_epochs)
+
+    @torch.no_grad()
+    def initialize(self, mean: Tensor, std: Tensor, pretrained: Mapping[str, np.ndarray] | None = None) -> None:
+        """Set the normalisation to `mean` and `std` (C,) of the training pixels (0..255), or load pretrained weights.
+
+        Those go with the normalisation that they were trained with.
+        """
+        if pretrained is not None:
+            assert isinstance(self.network, ResNet)
+            self.network.load_backbone(pretrained)
+            colours = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=mean.device) * 255  # (2, 3)
+            mean, std = colours if len(mean) == 3 else colours.mean(1, keepdim=True)
+        self.normalize.mean.copy_(mean.view(1, -1, 1, 1))
+        self.normalize.std.copy_(std.view(1, -1, 1, 1))
 
 
 def build_model(config: TrialConfig, *, num_classes: int, channels: int, image_size: int) -> Classifier:
     """Build an untrained model from its configuration; weights come from torch's global random state.
 
-    The normalisation is the identity until its buffers are set from data or loaded from a checkpoint.
+    The normalisation is the identity, and pretrained weights are zeros, until :meth:`Classifier.initialize` or a
+    checkpoint sets them.
+
+    Raises:
+        InputError: the network cannot take such images.
     """
-    network = CNN(config.model, num_classes, channels, image_size)
-    return Classifier(Normalize(channels), network)
+    size = config.image_size or image_size
+    network: CNN | ResNet
+    if isinstance(config.model, ResNetConfig):
+        network = ResNet(config.model, num_classes, size)
+    else:
+        network = CNN(config.model, num_classes, channels, size)
+    return Classifier(Normalize(channels), network, size)
 
 
 def count_params(model: nn.Module) -> int:
