@@ -27,11 +27,11 @@ BATCHES_TIMED = {1: 200, 256: 20}
 NUM_WARMUP = 10
 """Batches of each size that do not count."""
 
-MAX_TIMED_S = 20.0
-"""Seconds after which no more batches of a size are timed, once there are enough for a median."""
+MAX_WARMUP_S, MAX_TIMED_S = 2.0, 20.0
+"""Seconds after which a slow model is warm enough, and after which no more batches of a size are timed."""
 
-MIN_TIMED = 5
-"""Batches, and as many for warm-up."""
+MIN_TIMED = 3
+"""Batches of each size that are timed however long they take."""
 
 
 @dataclass(frozen=True)
@@ -116,21 +116,12 @@ class Timer:
         return [self._time_batches(network, batch_size, n) for batch_size, n in BATCHES_TIMED.items()]
 
     def _time_batches(self, network: Classifier, batch_size: int, n: int) -> Latency:
-        seconds: list[float] = []
-        num_warmup = NUM_WARMUP
-        for index in range(NUM_WARMUP + n):
-            if sum(seconds) > MAX_TIMED_S and len(seconds) >= 2 * MIN_TIMED:
-                num_warmup = min(NUM_WARMUP, len(seconds) - MIN_TIMED)
-                break
-            # Other images each time; a test split smaller than the batch is used several times over.
-            wanted = torch.arange(index * batch_size, (index + 1) * batch_size) % len(self.images)
-            images = self.images[wanted.to(self.device)].contiguous(memory_format=torch.channels_last)
-            self._wait_for_device()
-            began = time.perf_counter()
-            network(images)
-            self._wait_for_device()
-            seconds.append(time.perf_counter() - began)
-        timed = seconds[num_warmup:]
+        warmup: list[float] = []
+        timed: list[float] = []
+        while len(warmup) < NUM_WARMUP and sum(warmup) < MAX_WARMUP_S:
+            warmup.append(self._time_batch(network, batch_size, len(warmup)))
+        while len(timed) < n and (sum(timed) < MAX_TIMED_S or len(timed) < MIN_TIMED):
+            timed.append(self._time_batch(network, batch_size, len(warmup) + len(timed)))
         p50, p95 = np.percentile(timed, [50, 95])
         return Latency(
             device=torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
@@ -141,6 +132,16 @@ class Timer:
             latency_ms_p95=float(p95 * 1e3),
             images_per_s=float(batch_size / p50),
         )
+
+    def _time_batch(self, network: Classifier, batch_size: int, index: int) -> float:
+        """Seconds of one batch, of other images each time; a small test split is used several times over."""
+        wanted = torch.arange(index * batch_size, (index + 1) * batch_size) % len(self.images)
+        images = self.images[wanted.to(self.device)].contiguous(memory_format=torch.channels_last)
+        self._wait_for_device()
+        began = time.perf_counter()
+        network(images)
+        self._wait_for_device()
+        return time.perf_counter() - began
 
     def _wait_for_device(self) -> None:
         if self.device.type == "cuda":

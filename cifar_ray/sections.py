@@ -191,6 +191,11 @@ def facts_of(records: Records) -> list[tuple[str, str]]:
     size = f"{side} x {side} pixels, {'grayscale' if data.get('channels') == 1 else 'colour'}"
     used = f"{_of(device.get('num_cpus'), 'CPU')}, {_of(device.get('num_gpus'), 'GPU')}, "
     used += f"{_of(device.get('slots'), 'trial')} at a time"
+    settings = run.get("settings") or {}
+    workers = settings.get("workers_per_trial") or settings.get("workers") or 1
+    used += f", {workers} workers each" if workers > 1 else ""
+    weights = [f"{one['backbone']}: {one['source']} (SHA-256 {one['sha256'][:12]})" for one in
+               (run.get("unchanged") or {}).get("weights") or ()]  # fmt: skip
     started, ended = (str(run.get(key) or "")[:19].replace("T", " ") for key in ("start", "end"))
     ended = f" to {ended}" if ended else "; not finished: interrupted, or still running"
     times = len(run.get("resumed") or [])
@@ -199,6 +204,7 @@ def facts_of(records: Records) -> list[tuple[str, str]]:
         ("Data", f"{data.get('source', '?')}: {len(data.get('class_names') or [])} classes, {size}"),
         ("Images", " / ".join(splits)),
         ("Data fingerprint", str(data.get("fingerprint") or "?")[:12]),
+        *([("Weights", " · ".join(weights))] if weights else []),
         ("Device", f"{device.get('name') or device.get('kind', '?')} ({used})"),
         ("Metric and seed", f"validation {records.metric_name}, seed {run.get('seed', '?')}"),
         ("Start and end", started + ended),

@@ -109,3 +109,21 @@ def test_a_dead_actor_loses_no_item(hardware: Any, tmp_path: Any, num_actors: in
 def test_an_item_that_kills_every_actor_is_named(hardware: Any) -> None:
     with pytest.raises(RuntimeError, match=f"died {MAX_ROUNDS} times over: no result for b"):
         map_over_actors(Mortal.remote, 2, work, {"a": "fine", "b": "deadly"})
+
+
+def test_the_timing_of_a_slow_model_is_cut_short_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    timer_class = benchmark.Timer.__ray_metadata__.modified_class  # type: ignore[attr-defined]
+    timer = timer_class.__new__(timer_class)
+    timer.device, timer.images = torch.device("cpu"), torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    calls: list[int] = []
+
+    def network(images: torch.Tensor) -> None:
+        calls.append(len(images))
+
+    assert timer._time_batches(network, 2, 20).n == 20
+    assert calls == [2] * (benchmark.NUM_WARMUP + 20)
+    del calls[:]
+    monkeypatch.setattr(benchmark, "MAX_TIMED_S", 0.0)
+    monkeypatch.setattr(benchmark, "MAX_WARMUP_S", 1e-9)
+    assert timer._time_batches(network, 2, 20).n == benchmark.MIN_TIMED
+    assert calls == [2] * (1 + benchmark.MIN_TIMED)

@@ -452,3 +452,18 @@ def test_browser_screenshots_differ_in_the_dark(run: results.RunFolder, tmp_path
         assert pixels.shape[:2] == (2400, 1280) and pixels.std() > 0.05
         corners.append(float(pixels[0, 0, :3].mean()))
     assert corners[0] > 0.9 and corners[1] < 0.2
+
+
+def test_the_facts_name_the_pretrained_weights_and_the_workers_of_a_model(tmp_path: Path) -> None:
+    folder = records.make_run(tmp_path / "run")
+    html_file, _ = render.build_report(folder.root)
+    assert "Weights" not in html_file.read_text()
+    assert "workers each" not in html_file.read_text()
+    about = results.read_json(folder.run_json)
+    about["settings"]["workers_per_trial"] = 3
+    about["unchanged"] = {"weights": [{"backbone": "resnet18", "source": "/a/b.pth", "sha256": "0123456789abcdef" * 4}]}
+    results.write_json(folder.run_json, about)
+    html_file, markdown = render.build_report(folder.root)
+    for text in (html_file.read_text(), markdown.read_text()):
+        assert "resnet18: /a/b.pth (SHA-256 0123456789ab)" in text
+        assert "2 trials at a time, 3 workers each" in text
