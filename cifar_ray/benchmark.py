@@ -22,7 +22,7 @@ MAX_ROUNDS = 3
 """How often what dead actors left behind is given to new ones."""
 
 BATCHES_TIMED = {1: 200, 256: 20}
-"""How many batches of which size are timed."""
+"""How many batches of which size are timed; those of large images are smaller."""
 
 NUM_WARMUP = 10
 """Batches of each size that do not count."""
@@ -113,7 +113,10 @@ class Timer:
     def time(self, model: SavedModel) -> list[Latency]:
         """Time single images, then batches; one entry each."""
         network = model.build(self.device)
-        return [self._time_batches(network, batch_size, n) for batch_size, n in BATCHES_TIMED.items()]
+        return [
+            self._time_batches(network, min(batch_size, network.eval_batch_size), n)
+            for batch_size, n in BATCHES_TIMED.items()
+        ]
 
     def _time_batches(self, network: Classifier, batch_size: int, n: int) -> Latency:
         warmup: list[float] = []
