@@ -132,10 +132,12 @@ def share_weights(place: Place, configs: Iterable[TrialConfig]) -> Pretrained:
     Raises:
         InputError: some cannot be read or downloaded, or `--weights` was given and no configuration uses any.
     """
-    configs = list(configs)
-    if place.run.settings.weights is not None and all(config.family == "cnn" for config in configs):
-        raise InputError("--weights: none of these models is a ResNet; leave it out, or add one (--space cnn,resnet)")
+    configs, given = list(configs), place.run.settings.weights
     refs, facts = put_weights(configs)
+    if given is not None and not (refs or (given == "none" and any(config.family == "resnet" for config in configs))):
+        raise InputError(
+            "--weights: none of these models takes any; leave it out, or add a ResNet (--space cnn,resnet)"
+        )
     for fact in facts:
         place.console.line(f"weights     {fact['backbone']}: {fact['source']} (SHA-256 {fact['sha256'][:12]})")
     place.run.check_unchanged(weights=facts)

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from cifar_ray.config import InputError, ResNetConfig, Task, TrialConfig, load_trial_config
+from cifar_ray.config import InputError, ResNetConfig, Task, TrialConfig, load_trial_config, trial_config
 from cifar_ray.data import DataSplits
 from cifar_ray.launch import Place, Run, check_batch_sizes
 from cifar_ray.pipeline import (
@@ -128,7 +128,7 @@ def _named_models(settings: TrainSettings, task: Task, saved: Sequence[_Saved]) 
     """
     named: list[tuple[str, TrialConfig, int | None]] = [(name, preset(name, task), None) for name in settings.preset]
     named += [(one.name, one.config, one.card.get("training_seed")) for one in saved]
-    named = [(name, _with_weights(config, settings.weights), recorded) for name, config, recorded in named]
+    named = [(name, _with_weights(name, config, settings.weights), recorded) for name, config, recorded in named]
     return [
         FinalModel(name, None, seed_index, _training_seed(settings.seed, name, seed_index, recorded), config)
         for name, config, recorded in named
@@ -136,10 +136,13 @@ def _named_models(settings: TrainSettings, task: Task, saved: Sequence[_Saved]) 
     ]
 
 
-def _with_weights(config: TrialConfig, weights: str | None) -> TrialConfig:
-    if weights is None or not isinstance(config.model, ResNetConfig):
+def _with_weights(name: str, config: TrialConfig, weights: str | None) -> TrialConfig:
+    # A model that is to be trained from scratch stays so.
+    if weights is None or not isinstance(config.model, ResNetConfig) or config.model.weights == "none":
         return config
-    return replace(config, model=replace(config.model, weights=weights))
+    values = config.to_dict()
+    values["model"]["weights"] = weights
+    return trial_config(values, f"--weights {weights}: {name}")
 
 
 def _training_seed(seed: int, name: str, seed_index: int, recorded: int | None) -> int:

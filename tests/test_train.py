@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+from cifar_ray.config import Task
+from cifar_ray.settings import TrainSettings
+from cifar_ray.train_run import _named_models
+
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -86,4 +90,20 @@ def test_bad_input_is_one_line_and_leaves_no_run_folder(
     done = run_command("train", "--data", "digits", *flags)
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ") and message in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_weights_replace_those_of_the_presets_but_a_model_from_scratch_stays_so() -> None:
+    names = ("resnet18-scratch", "resnet18-frozen", "resnet50-frozen-mlp", "small-cnn")
+    settings = TrainSettings(preset=names, weights="/some/file.pth", seeds=1)
+    models = _named_models(settings, Task(10, 3, 32, 1000, "cpu"), [])
+    weights = {model.config_name: getattr(model.config.model, "weights", None) for model in models}
+    assert list(weights.values()) == ["none", "/some/file.pth", "/some/file.pth", None]
+
+
+def test_a_frozen_backbone_without_weights_is_refused(run_command: Command, tmp_path: Path) -> None:
+    done = run_command("train", "--preset", "resnet18-frozen", "--weights", "none", "--data", "digits")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("error: --weights none: resnet18-frozen: model: ") and done.stderr.count("\n") == 1
+    assert "freezes a backbone of random weights" in done.stderr
     assert not (tmp_path / "runs").exists()

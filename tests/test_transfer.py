@@ -115,7 +115,7 @@ def test_a_saved_fine_tuning_needs_neither_its_weights_nor_its_images(
     ("command", "flags", "says"),
     [
         ("tune", ["--space", "resnet", "--weights", "absent.pth"], "absent.pth"),
-        ("tune", ["--space", "cnn", "--weights", str(WEIGHTS)], "--weights: none of these models is a ResNet"),
+        ("tune", ["--space", "cnn", "--weights", str(WEIGHTS)], "--weights: none of these models takes any"),
         (
             "train",
             ["--preset", "resnet50-frozen", "--weights", str(WEIGHTS)],
