@@ -287,7 +287,14 @@ def load_run_data(run: Run, source: str, console: Console, auto_size: int) -> Da
 @contextlib.contextmanager
 def sigterm_as_ctrl_c() -> Iterator[None]:
     """Let SIGTERM end a run as Ctrl-C does. To be entered after Ray's start, which sets a handler of its own."""
-    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+
+    def interrupt(number: int, frame: Any) -> None:
+        # A script's background jobs ignore Ctrl-C; that was not meant for SIGTERM.
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:

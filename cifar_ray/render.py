@@ -50,12 +50,17 @@ def trials_table(trials: Sequence[Row], metric: str, num_shown: int = 5) -> str:
 
 
 def _text_table(rows: list[list[str]]) -> str:
-    """Rows under a header as text; the second column, a name, is cut where the whole would be wider than 80 columns."""
+    """Rows under a header as text; the second column, a name, is cut where the whole would be wider than 80 columns.
+
+    In its middle: names of presets begin alike, and those of trials end differently.
+    """
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     widths[1] = min(widths[1], 80 - 2 * (len(widths) - 1) - (sum(widths) - widths[1]))
     lines = []
     for row in rows:
-        name = row[1] if len(row[1]) <= widths[1] else row[1][: widths[1] - 1] + "…"
+        name, left = row[1], widths[1] - 1
+        if len(name) > widths[1]:
+            name = f"{name[: left - left // 2]}…{name[len(name) - left // 2 :]}"
         cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
         lines.append("  ".join([cells[0], name.ljust(widths[1]), *cells[2:]]))
     return "\n".join(lines)

@@ -111,3 +111,15 @@ def test_sigterm_is_a_ctrl_c() -> None:
     with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c():
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_sigterm_ends_a_run_as_ctrl_c_does_also_where_that_is_ignored(ignored: bool) -> None:
+    # Of a job that a script started in the background, the shell has Ctrl-C ignored.
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
+        with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c():
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, before)
