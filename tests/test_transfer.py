@@ -11,7 +11,7 @@ import pytest
 
 from cifar_ray.results import RunFolder, read_csv, read_json, read_trials
 
-SHARED = Path(os.environ.get("CIFAR_RAY_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+SHARED = Path(os.path.abspath(os.environ.get("CIFAR_RAY_SHARED", Path(__file__).resolve().parents[2] / "shared")))
 PETS, WEIGHTS = SHARED / "data" / "pet_breeds", SHARED / "weights" / "resnet18-tinyimagenet191.pth"
 
 needs_shared = pytest.mark.skipif(
