@@ -105,6 +105,9 @@ def curves_figure(histories: Mapping[str, list[Row]], configs: Mapping[str, str]
     figure = _figure(6.4, 4.2)
     axes = figure.subplots()
     _zoom(axes, values)
+    # Every line is seen where it is highest, also that of a family which is far behind.
+    shown = min(max(value for _, value in curve) for curve in curves.values() if curve)
+    axes.set_ylim(bottom=min(axes.get_ylim()[0], shown - 0.02))
     handles = {}
     for model, curve in curves.items():
         if curve:

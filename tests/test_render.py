@@ -467,3 +467,12 @@ def test_the_facts_name_the_pretrained_weights_and_the_workers_of_a_model(tmp_pa
     for text in (html_file.read_text(), markdown.read_text()):
         assert "resnet18: /a/b.pth (SHA-256 0123456789ab)" in text
         assert "2 trials at a time, 3 workers each" in text
+
+
+def test_every_final_training_is_seen_in_its_figure_however_far_behind_it_is() -> None:
+    ahead = {f"a-seed{k}": [{"epoch": e, "val_accuracy": 0.9 + e / 100} for e in range(1, 9)] for k in range(9)}
+    behind = {"b-seed0": [{"epoch": e, "val_accuracy": 0.2 + e / 100} for e in range(1, 9)]}
+    configs = {name: name[0] for name in [*ahead, *behind]}
+    figure = figures.curves_figure({**ahead, **behind}, configs, {"a": {"color": "k"}, "b": {"color": "r"}})
+    bottom, top = figure.axes[0].get_ylim()
+    assert bottom < 0.28 and top > 0.98
