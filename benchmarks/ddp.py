@@ -113,7 +113,7 @@ def main() -> None:
     console = Console()
     arrays, num_classes = load_arrays(given.data, given.num_images)
     num_train, channels, image_size, _ = arrays["train_images"].shape
-    config = preset(given.preset, Task(num_classes, channels, image_size, num_train, "cpu", flips=(False,)))
+    config = preset(given.preset, Task(num_classes, channels, image_size, num_train, "cpu", flips=("none",)))
     num_steps = max(1, num_train // config.batch_size)
     epochs_s: dict[tuple[str, int], list[float]] = {}
     with (

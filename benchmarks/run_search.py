@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from cifar_ray.ranking import Interval, compare, mean_interval
-from cifar_ray.results import DEFAULT, RunFolder, read_csv, read_json, read_predictions, read_trials
+from cifar_ray.results import DEFAULT, RunFolder, read_csv, read_json, read_predictions, read_trials, slot_seconds
 
 
 def peak_memory(driver: psutil.Process, peaks: dict[str, float]) -> None:
@@ -61,8 +61,7 @@ def main() -> None:
     print(f"wall       {wall:.1f} s from start to end of the process")
     print("phases     " + ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in about["phases_s"].items()))
     slot_s = about["device"]["slots"] * about["phases_s"]["search"]
-    kinds = {kind: sum(trial["seconds"].get(kind, 0) for trial in trials) for kind in trials[0]["seconds"]}
-    kinds["unaccounted"] = slot_s - sum(kinds.values())
+    kinds = slot_seconds(trials, slot_s)
     print("slot time  " + ", ".join(f"{kind} {100 * seconds / slot_s:.1f} %" for kind, seconds in kinds.items()))
     epochs = sum(trial["epochs"] for trial in trials)
     print(f"trials     {len(trials)} trials, {epochs} epochs of {len(trials) * about['settings']['max_epochs']}")

@@ -22,6 +22,7 @@ from cifar_ray.progress import Console
 from cifar_ray.results import RunFolder
 from cifar_ray.runtime import output_to_file, ray_session, temporary_folder
 from cifar_ray.space import Space
+from cifar_ray.study import open_study, study_records
 from cifar_ray.trial import TrialSettings
 from cifar_ray.watch import SearchWatch
 from cifar_ray.worker import Workers, open_pool
@@ -47,14 +48,14 @@ def main() -> None:
     num_trials, cpus = vars(parser.parse_args()).values()
     console = Console()
     data = load_data("digits", train_size=300)
-    task = Task(10, 1, 8, len(data.train.images), "cpu", flips=(False,))
+    task = Task(10, 1, 8, len(data.train.images), "cpu", flips=("none",))
     with (
         tempfile.TemporaryDirectory() as run,
         temporary_folder() as temp,
         output_to_file(temp / "ray.log"),
         ray_session(temp, num_cpus=cpus),
     ):
-        study = search.open_study(Path(run) / "study.journal", "hopeless", "random", seed=0)
+        study = open_study(Path(run) / "study.journal", "hopeless", "random", seed=0)
         watch = SearchWatch(RunFolder(Path(run)), console, num_trials, cpus // 2, {})
         searcher = search.StudySearcher(study, Space("hopeless", hopeless), task, num_trials, 0, watch)
         settings = TrialSettings([ray.put(data.training_arrays())], 10, MAX_EPOCHS, MAX_EPOCHS, "auc", 1)  # has no ties
@@ -68,7 +69,7 @@ def main() -> None:
         freed = time.monotonic()
         groups = [group for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]
         free = ray.available_resources().get("CPU", 0)
-        records = list(search.study_records(study))
+        records = list(study_records(study))
     states = [record["state"] for record in records]
     seconds = [record["seconds"] for record in records[1:]]  # the first one waits for the workers to start
     console.line(f"{len(records)} trials of 2 workers on {cpus} CPUs: {states.count('pruned')} were stopped early")

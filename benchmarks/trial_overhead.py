@@ -19,6 +19,7 @@ from cifar_ray.progress import Console
 from cifar_ray.results import RunFolder
 from cifar_ray.runtime import output_to_file, ray_session, temporary_folder
 from cifar_ray.space import Space
+from cifar_ray.study import open_study, study_records
 from cifar_ray.trial import TrialSettings
 from cifar_ray.watch import SearchWatch
 
@@ -34,14 +35,14 @@ def main() -> None:
     console = Console()
     data = load_data("digits", train_size=300)
     num_train = len(data.train.images)
-    task = Task(num_classes=10, channels=1, image_size=8, num_train=num_train, device="cpu", flips=(False,))
+    task = Task(num_classes=10, channels=1, image_size=8, num_train=num_train, device="cpu", flips=("none",))
     with (
         tempfile.TemporaryDirectory() as run,
         temporary_folder() as temp,
         output_to_file(temp / "ray.log"),
         ray_session(temp, num_cpus=SLOTS),
     ):
-        study = search.open_study(Path(run) / "study.journal", "trivial", "tpe", seed=0)
+        study = open_study(Path(run) / "study.journal", "trivial", "tpe", seed=0)
         watch = SearchWatch(RunFolder(Path(run)), console, NUM_TRIALS, SLOTS, {})
         space = Space("trivial", trivial)
         searcher = search.StudySearcher(study, space, task, NUM_TRIALS, 0, watch)
@@ -49,7 +50,7 @@ def main() -> None:
         began = time.monotonic()
         search.run_search(searcher, settings, {"CPU": 1, "GPU": 0}, temp)
         wall = time.monotonic() - began
-        records = list(search.study_records(study))
+        records = list(study_records(study))
     later = [record["seconds"] for record in records if record["seconds"]["startup"] == 0]
     useful = sum(seconds["data"] + seconds["train"] + seconds["eval"] for seconds in later)
     wait = sum(seconds["wait"] for seconds in later)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,12 +25,26 @@ class Draws:
     """Centre column of the blanked square."""
 
 
-def draw(config: AugmentConfig, batch_size: int, image_size: int, device: torch.device) -> Draws:
-    """Draw the random numbers of one batch from the device's global random state."""
-    padding = config.crop_padding
+def mirrored(config: AugmentConfig, num_images: int, seed: int, epoch: int) -> Tensor:
+    """Which of the training images an epoch mirrors: (N,) booleans, the same for all who pass the same seed."""
+    if config.flip == "none":
+        return torch.zeros(num_images, dtype=torch.bool)
+    alternating = config.flip == "alternating"
+    coins = np.random.default_rng([seed, 0 if alternating else epoch]).random(num_images) < 0.5
+    return torch.from_numpy(coins ^ (alternating and epoch % 2 == 0))
+
+
+def draw(config: AugmentConfig, flip: Tensor, image_size: int) -> Draws:
+    """Draw the random numbers of one batch from the device's global random state.
+
+    Args:
+        config: what to draw for.
+        flip: (B,) booleans, which images of the batch are mirrored, see :func:`mirrored`.
+        image_size: side of the images in pixels.
+    """
+    padding, batch_size, device = config.crop_padding, len(flip), flip.device
     shifts = torch.randint(-padding, padding + 1, (2, batch_size), device=device)
     centres = torch.randint(0, image_size, (2, batch_size), device=device)
-    flip = torch.rand(batch_size, device=device) < (0.5 if config.flip else 0.0)
     return Draws(shifts[0], shifts[1], flip, centres[0], centres[1])
 
 

@@ -74,6 +74,8 @@ class Latency:
     latency_ms_p95: float
     images_per_s: float
     """At the median time."""
+    tta: str
+    """Test-time augmentation, which the times include."""
 
 
 def _use_granted_resources() -> torch.device:
@@ -134,6 +136,7 @@ class Timer:
             latency_ms_p50=float(p50 * 1e3),
             latency_ms_p95=float(p95 * 1e3),
             images_per_s=float(batch_size / p50),
+            tta=network.tta,
         )
 
     def _time_batch(self, network: Classifier, batch_size: int, index: int) -> float:

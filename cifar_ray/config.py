@@ -26,6 +26,8 @@ Rate = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
 PositiveFloat = Annotated[float, pydantic.Field(gt=0.0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, pydantic.Field(ge=0.0, allow_inf_nan=False)]
 
+Flip = Literal["none", "random", "alternating"]
+
 STRICT_KEYS = pydantic.ConfigDict(extra="forbid")
 
 
@@ -43,8 +45,8 @@ class Task:
     """Number of training images (validation excluded)."""
     device: Literal["cpu", "cuda"]
     """Kind of device that trials run on."""
-    flips: tuple[bool, ...] = (False, True)
-    """Values of `augment/flip` that make sense: only False where a mirrored image is another class."""
+    flips: tuple[Flip, ...] = ("none", "random", "alternating")
+    """Values of `augment/flip` that make sense: only `none` where a mirrored image is another class."""
     imbalance: float = 1.0
     """Training images of the largest class over those of the smallest."""
     weights: str = "DEFAULT"
@@ -61,6 +63,12 @@ class CNNConfig:
     """Channels of each stage; its length is the number of stages."""
     blocks: list[Positive] = field(default_factory=lambda: [1, 1, 1])
     """Blocks (one convolution each) of each stage."""
+    whitening: bool = False
+    """Put a 2x2 convolution in front, whose frozen filters whiten the patches of the training images, with a learned
+    bias and the activation (Page 2018, "How to train your ResNet"; Jordan 2024, arXiv:2404.00498)."""
+    init: Literal["kaiming", "dirac"] = "kaiming"
+    """How filters begin: `kaiming` draws all of them (He et al. 2015, arXiv:1502.01852), with `dirac` the first of a
+    block's pass on its input channels (Zagoruyko and Komodakis 2017, arXiv:1706.00388; Jordan 2024)."""
     kernel_sizes: list[Literal[1, 3, 5, 7]] = field(default_factory=lambda: [3, 3, 3])
     """Side of the square filters of each stage, in pixels."""
     activation: Literal["relu", "mish", "silu", "gelu"] = "relu"
@@ -148,6 +156,9 @@ class OptimizerConfig:
     """Weight decay of convolution and linear weights; norm parameters and biases have none."""
     momentum: Rate = 0.9
     """Nesterov momentum of `sgd` and `muon`, first beta of AdamW."""
+    lookahead: bool = False
+    """Let the weights go half of the way back to where they were five steps before, every five steps (Zhang et al.
+    2019, arXiv:1907.08610)."""
 
 
 @dataclass(frozen=True, config=STRICT_KEYS)
@@ -155,8 +166,9 @@ class LRScheduleConfig:
     """How the learning rate moves from its peak over the training horizon."""
 
     name: Literal["constant", "step", "cosine", "one_cycle", "plateau"] = "one_cycle"
-    """`step` divides by 10 at 1/2 and 3/4 of the horizon; `one_cycle` warms up linearly and anneals linearly;
-    `plateau` divides by 3 when the validation loss has not fallen for 2 epochs."""
+    """`step` divides by 10 at 1/2 and 3/4 of the horizon; `one_cycle` warms up linearly and anneals linearly to zero: a
+    triangle (Smith and Topin 2017, arXiv:1708.07120); `plateau` divides by 3 when the validation loss has not fallen
+    for 2 epochs."""
     warmup: Rate = 0.25
     """Fraction of the horizon spent warming up (`one_cycle` and `cosine`)."""
 
@@ -167,8 +179,9 @@ class AugmentConfig:
 
     crop_padding: NonNegative = 0
     """Random crop after padding this many pixels on each side by reflection; 0 is off."""
-    flip: bool = False
-    """Mirror each image left to right with probability 1/2."""
+    flip: Flip = "none"
+    """Mirror images left to right: `random` half of them, drawn anew in each epoch; `alternating` half of them in the
+    first epoch, and from then on each image in every other epoch (Jordan 2024, arXiv:2404.00498)."""
     cutout: NonNegative = 0
     """Side of a square blanked at a random place, in pixels; 0 is off."""
 
@@ -197,6 +210,9 @@ class TrialConfig:
     """Batch norm over the images of all workers of a model, instead of each worker's own (GPUs only)."""
     class_weights: Literal["none", "balanced"] = "none"
     """How much an image counts in the training loss: `balanced` gives all classes the same share of it."""
+    tta: Literal["none", "flip"] = "none"
+    """Test-time augmentation: with `flip` the logits of an image are the mean of its own and of its mirror image's. It
+    is part of the model, which takes twice as long for it, wherever it is evaluated or used."""
 
     @pydantic.field_validator("model", mode="before")
     @classmethod
@@ -212,6 +228,8 @@ class TrialConfig:
                 raise ValueError(
                     "augment needs feature_views of 2 or more with finetune 'head', whose features are kept"
                 )
+            if self.tta != "none":
+                raise ValueError(f"tta {self.tta!r} needs images, and with finetune 'head' features of them are kept")
             if self.optimizer.name == "muon":
                 raise ValueError("optimizer muon trains filters, and finetune 'head' trains none; use adamw or sgd")
 

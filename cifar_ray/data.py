@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cifar_ray.config import InputError
+from cifar_ray.config import Flip, InputError, Task
 from cifar_ray.decode import fit_square, one_line, to_array
 from cifar_ray.image_folder import Decoded, Images, cache_folder, checksum, load_folder
 
@@ -42,8 +42,8 @@ class DataSplits:
     """`digits`, `cifar10` or the absolute path of the user's folder."""
     fingerprint: str
     """SHA-256 over pixels, labels, split membership and class names: equal where two runs saw the same data."""
-    flips: tuple[bool, ...]
-    """Values of `augment/flip` that make sense: (False,) for digits, since a mirrored digit is another character."""
+    flips: tuple[Flip, ...]
+    """Values of `augment/flip` that make sense: `none` alone for digits, since a mirrored one is another character."""
     resize: dict[str, Any]
     """How any image becomes an input, see :func:`decode_image`: `channels` (1 or 3), `image_size` and `rule`, which is
     `native` (the data has that size already) or `shorter_side_center_crop`."""
@@ -101,7 +101,7 @@ def load_data(
 
     checksums = [checksum(array) for part in (train, val, test) for array in (part.images, part.labels)]
     fingerprint = hashlib.sha256(json.dumps([decoded.class_names, checksums]).encode()).hexdigest()
-    flips = (False,) if source == "digits" else (False, True)
+    flips: tuple[Flip, ...] = ("none",) if source == "digits" else Task.flips
     names, resize, bad = decoded.class_names, decoded.resize, decoded.bad_images
     return DataSplits(train, val, test, names, source, fingerprint, flips, resize, bad)
 

@@ -22,7 +22,7 @@ from cifar_ray.models import Classifier
 from cifar_ray.models.resnet import ResNet
 from cifar_ray.results import read_json, write_bytes, write_json
 
-FORMAT = 1
+FORMAT = 2
 """To be raised when the same images and weights would give other features."""
 
 
@@ -78,9 +78,10 @@ def head_features(
 def _batches(model: Classifier, config: TrialConfig, images: Tensor, fill: Tensor, view: int) -> Iterator[Tensor]:
     """Version `view` of the images in batches (B, C, H, W); 0 is as they are."""
     torch.manual_seed(view)
+    mirrored = augment.mirrored(config.augment, len(images), seed=0, epoch=view).to(images.device)
     for index in torch.arange(len(images), device=images.device).split(model.eval_batch_size):
         if view:
-            draws = augment.draw(config.augment, len(index), images.shape[-1], images.device)
+            draws = augment.draw(config.augment, mirrored[index], images.shape[-1])
             yield augment.gather(images, index, draws, config.augment.cutout, fill)
         else:
             yield images[index].contiguous(memory_format=torch.channels_last)

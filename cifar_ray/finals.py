@@ -191,6 +191,7 @@ def _results_row(saved: SavedModel, score: Score, single: Latency, batched: Late
         "images_per_s": batched.images_per_s,
         "device": single.device,
         "threads": single.threads,
+        "tta": saved.config.tta,
         "size_mb": len(saved.weights) / 1e6,
     }
 

@@ -32,8 +32,9 @@ from cifar_ray.optim import LRSchedule, make_optimizer
 EVAL_BATCH_SIZE = 500
 
 Row = dict[str, Any]
-"""One epoch: the columns of history.csv, and `eval_s`, `best_val_metric` and `finished`; the first one of a head has
-`features`: how many `views` of them there are, the `seconds` to get them, and `images_per_s` of the backbone."""
+"""One epoch: the columns of history.csv, `eval_s`, `best_val_metric` and `finished`; `setup_s` and `checkpoint_s` are
+what building the training and packing it took since the epoch before. The first one of a head has `features`: how many
+`views` of them there are, the `seconds` to get them, and `images_per_s` of the backbone."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -125,6 +126,7 @@ def train_epoch(
     order: Tensor,
     ranks: Ranks = Ranks(),
     features: Tensor | None = None,
+    mirrored: Tensor | None = None,
 ) -> Tensor:
     """Train on the images in `order` (N,), leaving out the last partial batch.
 
@@ -137,12 +139,14 @@ def train_epoch(
         order: (N,) positions of training images.
         ranks: each of them takes its share of every batch.
         features: (M, D) what a frozen backbone made of the M training images; they stand for the images.
+        mirrored: (M,) booleans, which training images are mirrored; none of them by default.
 
     Returns:
         (3,) float tensor on the device: mean loss, accuracy (under augmentation), largest gradient norm.
     """
     model.train()
     device, fill = data.train_images.device, data.fill
+    mirrored = torch.zeros_like(data.train_labels, dtype=torch.bool) if mirrored is None else mirrored
     sums = torch.zeros(2, device=device)
     grad_norm_max = torch.zeros((), device=device)
     batch_size = min(config.batch_size, len(order)) // ranks.world_size * ranks.world_size
@@ -150,7 +154,7 @@ def train_epoch(
     for step in range(num_steps):
         index = order[step * batch_size : (step + 1) * batch_size][ranks.rank :: ranks.world_size]
         if features is None:
-            draws = augment.draw(config.augment, len(index), data.train_images.shape[-1], device)
+            draws = augment.draw(config.augment, mirrored[index], data.train_images.shape[-1])
             inputs = augment.gather(data.train_images, index, draws, config.augment.cutout, fill)
         else:
             inputs = features[index].float()
@@ -217,25 +221,26 @@ class Training:
         pretrained: Mapping[str, np.ndarray] | None,
         ranks: Ranks,
     ) -> None:
+        began = time.perf_counter()
         self.config, self.data, self.ranks = config, data, ranks
         self.seed, self.max_epochs, self.metric = seed, max_epochs, metric
         device = data.train_images.device
         num_train, channels, _, image_size = data.train_images.shape
         torch.manual_seed(seed)
         model = build_model(config, num_classes=data.num_classes, channels=channels, image_size=image_size).to(device)
-        model.initialize(data.mean, data.std, pretrained)
+        model.initialize(data.mean, data.std, data.train_images, pretrained)
         if config.sync_batch_norm and ranks.world_size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model, ranks.group)
         self.model = model.to(memory_format=torch.channels_last)
         self.features: Features | None = None
+        features_s = 0.0
         self.part: nn.Module = self.model
         """What of the model trains."""
         if isinstance(model.network, ResNet) and config.trains_head_only:
-            began = time.perf_counter()
+            features_began = time.perf_counter()
             self.features = head_features(model, config, data.train_images, data.val_images, data.images_key, data.fill)
             self.part = model.network.head
-            self.features_s = time.perf_counter() - began
-        self._new = True
+            features_s = time.perf_counter() - features_began
         self.optimizer = make_optimizer(config.optimizer, model)
         steps_per_epoch = max(1, num_train // config.batch_size)
         self.lr_schedule = LRSchedule(config.lr_schedule, self.optimizer, max_epochs * steps_per_epoch)
@@ -243,6 +248,12 @@ class Training:
         self.history: list[Row] = []
         self.best: Row = {}
         self.best_weights: dict[str, Tensor] = {}
+        self.checkpoint_s = 0.0
+        self._first: Row = {"setup_s": time.perf_counter() - began - features_s}
+        """What only the next row tells."""
+        if self.features:
+            views, images_per_s = len(self.features.train), self.features.images_per_s
+            self._first["features"] = {"views": views, "images_per_s": images_per_s, "seconds": features_s}
 
     def _over_ranks(self) -> nn.Module:
         if self.ranks.world_size == 1:
@@ -262,9 +273,12 @@ class Training:
         num_train = len(data.train_labels)
         order = torch.randperm(num_train, generator=torch.Generator().manual_seed(_seed(self.seed, epoch)))
         torch.manual_seed(_seed(self.seed, epoch, ranks.rank))
+        mirrored = augment.mirrored(self.config.augment, num_train, self.seed, epoch).to(data.train_labels.device)
         view = self.features.train[(epoch - 1) % len(self.features.train)] if self.features else None
         order = order.to(data.train_labels.device)
-        sums = train_epoch(self.parallel, data, self.optimizer, self.lr_schedule, self.config, order, ranks, view)
+        sums = train_epoch(
+            self.parallel, data, self.optimizer, self.lr_schedule, self.config, order, ranks, view, mirrored
+        )
         train_loss, train_accuracy, grad_norm_max = sums.tolist()
         if ranks.world_size > 1:
             for buffer in self.part.buffers():
@@ -289,19 +303,16 @@ class Training:
             "lr": lr,
             "grad_norm_max": grad_norm_max,
             "train_s": trained_at - start,
-            "eval_s": time.perf_counter() - trained_at,
+            "setup_s": 0.0,
+            "checkpoint_s": self.checkpoint_s,
+            **self._first,
         }
-        if self._new and self.features:
-            row["features"] = {
-                "views": len(self.features.train),
-                "images_per_s": self.features.images_per_s,
-                "seconds": self.features_s,
-            }
-        self._new = False
+        self._first = {}
         self.history.append(row)
         if not self.best or (val_metric, -val_loss) > (self.best["val_metric"], -self.best["val_loss"]):
             self.best = row
             self.best_weights = copy.deepcopy(self.part.state_dict())
+        row["eval_s"] = time.perf_counter() - trained_at
         return row
 
     def pack(self) -> bytes:
@@ -328,8 +339,9 @@ class Training:
         self.best = self.history[state["best_epoch"] - 1]
 
 
-def _seed(*path: int) -> int:
-    return int(np.random.SeedSequence(path).generate_state(1)[0])
+def _seed(seed: int, *path: int) -> int:
+    # As a spawn key, since a list of numbers gives the same seed as that list with a zero behind it.
+    return int(np.random.SeedSequence(seed, spawn_key=path).generate_state(1)[0])
 
 
 def run_experiment(
@@ -382,7 +394,9 @@ def run_experiment(
         report(row)
         if row["finished"]:
             break
+        began = time.perf_counter()
         checkpoint(row, training.pack)
+        training.checkpoint_s = time.perf_counter() - began
     training.part.load_state_dict(training.best_weights)
     training.model.eval()
     return Outcome(training.model, training.history, training.best)

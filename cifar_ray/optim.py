@@ -21,12 +21,16 @@ def make_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Opt
     network = model.network if isinstance(model, Classifier) else model
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     lr_groups = network.lr_groups() if isinstance(network, ResNet) else [(1.0, trained)]
-    if config.name == "muon":
-        return MuonAdamW(config, lr_groups)
     groups = _groups(lr_groups, config)
-    if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+    optimizer: torch.optim.Optimizer
+    if config.name == "muon":
+        optimizer = MuonAdamW(config, lr_groups)
+    elif config.name == "adamw":
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
+    else:
+        nesterov = config.momentum > 0
+        optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=True)
+    return Lookahead(optimizer) if config.lookahead else optimizer
 
 
 LRGroup = tuple[float, list[nn.Parameter]]
@@ -93,6 +97,42 @@ class MuonAdamW(torch.optim.Optimizer):
 def _as_matrix(filters: Tensor, channels_last: bool) -> Tensor:
     """Filters (D, C, K, K) as (D, C * K * K), in the column order of that memory format."""
     return (filters.permute(0, 2, 3, 1) if channels_last else filters).reshape(len(filters), -1)
+
+
+class Lookahead(torch.optim.Optimizer):
+    """Every `NUM_STEPS` steps of an optimizer, slow weights go part of the way to its weights, which then take theirs.
+
+    Zhang et al. 2019, arXiv:1907.08610, with the number of steps and the share of the way that it proposes.
+    """
+
+    NUM_STEPS = 5
+    SHARE = 0.5
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        # The groups are those of the optimizer inside, which sees the learning rates that are set in them.
+        super().__init__(inner.param_groups, {})
+        self.inner = inner
+        self.num_steps = 0
+        self.fast = [p for group in inner.param_groups for p in group["params"]]
+        self.slow = [p.detach().clone() for p in self.fast]
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        self.inner.step()
+        self.num_steps += 1
+        if self.num_steps % self.NUM_STEPS == 0:
+            for slow, fast in zip(self.slow, self.fast, strict=True):
+                fast.copy_(slow.lerp_(fast, self.SHARE))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"inner": self.inner.state_dict(), "slow": self.slow, "num_steps": self.num_steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state_dict["inner"])
+        self.param_groups = self.inner.param_groups  # others than before
+        self.num_steps = state_dict["num_steps"]
+        for slow, saved in zip(self.slow, state_dict["slow"], strict=True):
+            slow.copy_(saved)
 
 
 def lr_factor(config: LRScheduleConfig, progress: float) -> float:

@@ -71,6 +71,8 @@ class ConfigSummary:
 
     config: str
     family: str | None
+    tta: str | None
+    """Test-time augmentation, which scores and latencies include."""
     trial: int | None
     models: list[str]
     best_model: str
@@ -113,7 +115,8 @@ def summarise(rows: Iterable[Row]) -> list[ConfigSummary]:
         fields["test_f1"] = mean_interval(row.get("test_f1_macro") for row in group)
         for name in ("val_metric", "val_loss", "val_accuracy", "test_accuracy"):
             fields[name] = mean_interval(row.get(name) for row in group)
-        for name in ("family", "trial", "num_params", "size_mb", "latency_ms_p50", "latency_ms_p95", "images_per_s"):
+        same = ("family", "tta", "trial", "num_params", "size_mb", "latency_ms_p50", "latency_ms_p95", "images_per_s")
+        for name in same:
             # The same for every seed, and latency is measured for one of them: take the first that is known.
             fields[name] = next((row[name] for row in group if row.get(name) is not None), None)
         fields["train_s"] = mean_interval(row.get("train_s") for row in group).mean

@@ -14,8 +14,10 @@ from pathlib import Path
 from cifar_ray import results
 from cifar_ray.figures import FIGURE_STYLE
 from cifar_ray.ranking import ConfigSummary, best_value, percent
+from cifar_ray.records import Records
+from cifar_ray.report_parts import Section, decimals, short
 from cifar_ray.results import Row, RunFolder
-from cifar_ray.sections import Records, Section, decimals, facts_of, headline_of, sections_of, short
+from cifar_ray.sections import facts_of, headline_of, sections_of
 
 
 def results_table(summaries: Sequence[ConfigSummary], metric: str = "accuracy") -> str:
@@ -35,7 +37,9 @@ def results_table(summaries: Sequence[ConfigSummary], metric: str = "accuracy") 
         val = percent(one.val_accuracy) if metric == "accuracy" else decimals(one.val_metric.mean)
         numbers = [short(one.num_params), short(one.latency_ms_p50), short(one.images_per_s), str(len(one.models))]
         rows.append([str(rank), one.config, val, percent(one.test_accuracy), *numbers])
-    return _text_table(rows)
+    flipped = [one.config for one in summaries if one.tta == "flip"]
+    note = f"\nscored and timed with flip test-time augmentation: {', '.join(flipped)}" if flipped else ""
+    return _text_table(rows) + note
 
 
 def trials_table(trials: Sequence[Row], metric: str, num_shown: int = 5) -> str:

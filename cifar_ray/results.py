@@ -30,19 +30,47 @@ RESULTS_COLUMNS = (
     "model", "family", "trial", "seed", "train_accuracy", "val_accuracy", "test_accuracy", "test_loss",
     "test_auc_macro_ovr", "num_params", "size_mb", "latency_ms_p50", "latency_ms_p95", "images_per_s",
     "config", "test_f1_macro", "val_metric", "val_loss", "epochs", "best_epoch", "train_s", "training_seed",
-    "device", "threads", "torch",
+    "device", "threads", "torch", "tta",
 )
 LATENCY_COLUMNS = (
-    "config", "device", "threads", "batch_size", "n", "latency_ms_p50", "latency_ms_p95", "images_per_s",
+    "config", "device", "threads", "batch_size", "n", "latency_ms_p50", "latency_ms_p95", "images_per_s", "tta",
 )
 # fmt: on
-TEXT_COLUMNS = frozenset({"model", "family", "config", "device", "torch"})
+TEXT_COLUMNS = frozenset({"model", "family", "config", "device", "torch", "tta"})
 """Columns that stay text even where they look like numbers (a preset called `2024`, torch `2.11`)."""
 
 CHECKPOINT = "checkpoint.pt"
 """In the folder of a training under way: what it goes on from."""
 
 Row = dict[str, Any]
+
+TRIAL_SECONDS = {
+    "startup": "a process starts, and imports what it needs",
+    "wait": "the slot is free and the next trial has not begun",
+    "data": "images are read and put on the device, and what a frozen backbone makes of them is loaded or computed",
+    "setup": "the model and its optimizer are built",
+    "train": "training",
+    "eval": "validation, and the best weights kept",
+    "checkpoint": "what a trial would go on from is packed and sent",
+    "scheduler": "an epoch is reported, and ASHA decides",
+}
+"""Kinds of the seconds of a trial's slot, from when the trial before it ended there."""
+
+
+def slot_seconds(trials: Iterable[Row], slot_s: float) -> dict[str, float]:
+    """Where the slot time of a search went, which is all of its slots times its length.
+
+    Args:
+        trials: records of trials.jsonl.
+        slot_s: the slot time in seconds.
+
+    Returns:
+        Seconds by kind (:data:`TRIAL_SECONDS`), those without any left out, and `idle`, the rest: together `slot_s`.
+    """
+    spent = [trial.get("seconds") or {} for trial in trials]
+    kinds = {kind: sum(seconds.get(kind, 0.0) for seconds in spent) for kind in TRIAL_SECONDS}
+    kinds = {kind: seconds for kind, seconds in kinds.items() if seconds > 0}
+    return {**kinds, "idle": slot_s - sum(kinds.values())}
 
 
 class RunFolder:

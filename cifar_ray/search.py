@@ -1,24 +1,20 @@
 """The search: Ray Tune runs the trials, ASHA stops them, and an Optuna study draws them and remembers.
 
-The study is the record: what Tune is told about a trial ends up there, under the state that the trial deserves. A run
-that was interrupted, however it was, goes on from there.
+What Tune is told about a trial ends up in the study, under the state that the trial deserves. A run that was
+interrupted, however it was, goes on from there; how a study is opened and read is the matter of `study`.
 """
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, Protocol
 
-import numpy as np
 import optuna
 import ray
 import torch
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
@@ -29,18 +25,12 @@ from cifar_ray.loop import Row
 from cifar_ray.models import build_model, count_params
 from cifar_ray.results import DEFAULT
 from cifar_ray.space import Space, one_line
-from cifar_ray.trial import ROW, TrialSettings, relay_trial, train_trial
+from cifar_ray.study import RECORD, Record, study_records, tell, trial_seed
+from cifar_ray.trial import REDUCTION_FACTOR, ROWS, TrialSettings, grace_period, relay_trial, train_trial
 from cifar_ray.worker import Pool
-
-REDUCTION_FACTOR = 3
 
 MAX_INFEASIBLE = 20
 """Configurations over a limit, for each trial wanted, after which a search gives up."""
-
-RECORD = "record"
-"""User attribute of a finished trial in the study: its record, one line of trials.jsonl."""
-
-Record = dict[str, Any]
 
 
 class Watcher(Protocol):
@@ -53,61 +43,6 @@ class Watcher(Protocol):
     def checkpointed(self, number: int, packed: bytes) -> None: ...
 
     def trial_ended(self, record: Record) -> None: ...
-
-
-def open_study(journal: Path, name: str, sampler: str, seed: int) -> optuna.Study:
-    """Open the study `name` in a journal file, or make it; `sampler` is `tpe` or `random`.
-
-    Trials that were running when an earlier session of the run was killed wait to be run again, under their numbers and
-    with their parameters. One that had ended, but had not been told, is told.
-    """
-    storage = JournalStorage(JournalFileBackend(str(journal)))
-    study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
-    # Not the seed of the first session: that would draw the same configurations again.
-    sampler_seed = int(
-        np.random.SeedSequence([seed, *([len(study.trials)] if study.trials else [])]).generate_state(1)[0]
-    )
-    study.sampler = (
-        # Conditional parameters are modelled together with those they depend on (group), and running trials
-        # count as bad ones (constant_liar), so that slots that ask side by side do not get the same answer.
-        # Trial 0 is a good start to model from: five random draws beside it are enough.
-        optuna.samplers.TPESampler(
-            n_startup_trials=6, multivariate=True, group=True, constant_liar=True, seed=sampler_seed
-        )
-        if sampler == "tpe"
-        else optuna.samplers.RandomSampler(seed=sampler_seed)
-    )
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if RECORD in trial.user_attrs:
-            _tell(study, trial.number, trial.user_attrs[RECORD])
-        else:
-            storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
-    return study
-
-
-def mend_journal(journal: Path) -> str | None:
-    """Make the journal of a killed run usable again; return what was mended, if anything was.
-
-    A lock that nobody holds any more would block the next write for 30 seconds, and a last line that was cut short
-    would make the journal unreadable once something is appended. Only to be called by the one writer.
-    """
-    mended = []
-    lock = journal.with_name(journal.name + ".lock")
-    if lock.is_symlink() or lock.exists():
-        lock.unlink()
-        mended.append("a stale lock removed")
-    data = journal.read_bytes() if journal.exists() else b""
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        with journal.open("r+b") as file:
-            file.truncate(len(whole))
-        mended.append(f"{len(data) - len(whole)} bytes of a line that was cut short removed")
-    return f"{journal.name}: {', '.join(mended)}" if mended else None
-
-
-def trial_seed(study_seed: int, *path: int) -> int:
-    """Seed of a trial (`path` is its number) or of a final training (trial number, seed index)."""
-    return int(np.random.SeedSequence([study_seed, *path]).generate_state(1)[0])
 
 
 @dataclass(frozen=True)
@@ -250,10 +185,11 @@ class StudySearcher(Searcher):
             running.infeasible = f"more than --max-params {limit:,}"
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        running = self._running.get(trial_id)
-        if running is None or ROW not in result:
-            return
-        row: Row = result[ROW][0]
+        if running := self._running.get(trial_id):
+            for row in result.get(ROWS, ()):
+                self._on_row(running, row)
+
+    def _on_row(self, running: "_Running", row: Row) -> None:
         running.seconds = {kind: s + running.earlier_s.get(kind, 0.0) for kind, s in row["seconds"].items()}
         if "failure" in row:
             running.failure = row["failure"]
@@ -282,7 +218,7 @@ class StudySearcher(Searcher):
         # Before it is on record as finished: a trial whose files are not whole is run again after a kill.
         self.watcher.trial_ended(record)
         running.trial.set_user_attr(RECORD, record)
-        _tell(self.study, running.trial.number, record)
+        tell(self.study, running.trial.number, record)
         self._finished[record["state"]] += 1
         self.records.append(record)
 
@@ -295,15 +231,6 @@ class StudySearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a search is taken up from its study, not from Tune's snapshots")
-
-
-def _tell(study: optuna.Study, local_number: int, record: Record) -> None:
-    """Tell the study how a trial ended. One over a limit is PRUNED: of a failed one the sampler would learn nothing."""
-    if record["state"] == "complete":
-        study.tell(local_number, record["best"]["val_metric"])
-    else:
-        state = TrialState.FAIL if record["state"] == "failed" else TrialState.PRUNED
-        study.tell(local_number, state=state)
 
 
 def count_config_params(config: TrialConfig, task: Task) -> int:
@@ -336,7 +263,9 @@ class _Running:
     def go_on(self, rows: Sequence[Row]) -> None:
         """Take over the epochs of an earlier session."""
         self.history = list(rows)
-        self.earlier_s = {kind: sum(row[f"{kind}_s"] for row in rows) for kind in ("train", "eval")}
+        self.earlier_s = {
+            kind: sum(row[f"{kind}_s"] for row in rows) for kind in ("setup", "train", "eval", "checkpoint")
+        }
 
     def record(self) -> Record:
         """Return the trial's line of trials.jsonl."""
@@ -370,16 +299,8 @@ def _validation(row: Row | None) -> Row | None:
     return row and {name: row[name] for name in ("epoch", "val_accuracy", "val_loss", "val_metric")}
 
 
-def grace_period(max_epochs: int) -> int:
-    """Epochs before ASHA may stop a trial: a fifth of the horizon, rounded up.
-
-    With a tenth, recipes that warm up slowly were stopped whatever they would have become: `benchmarks/README.md`.
-    """
-    return -(-max_epochs // 5)
-
-
 class _OutOfTime(tune.Stopper):
-    """Ends each trial after the epoch in which the time is up."""
+    """Ends each trial with its first report after the time is up."""
 
     def __init__(self, searcher: StudySearcher) -> None:
         self.searcher = searcher
@@ -417,11 +338,14 @@ def run_search(
     searcher.pool = pool
     if pool is None:
         trainable = tune.with_resources(
-            tune.with_parameters(train_trial, settings=settings), {name.lower(): n for name, n in resources.items()}
+            tune.with_parameters(train_trial, settings=settings, search_began=time.time()),
+            {name.lower(): n for name, n in resources.items()},
         )
     else:
         # The workers hold every CPU: of what is left, a trial that only passes messages on takes as good as nothing.
-        trainable = tune.with_resources(tune.with_parameters(relay_trial, desk=pool.desk), {"memory": 1})
+        trainable = tune.with_resources(
+            tune.with_parameters(relay_trial, desk=pool.desk, search_began=time.time()), {"memory": 1}
+        )
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
@@ -470,32 +394,3 @@ def _asha(max_epochs: int, study: optuna.Study) -> ASHAScheduler:
         for epoch, value in sorted(trial.intermediate_values.items()):
             asha._brackets[0].on_result(stub, epoch, value)
     return asha
-
-
-def study_records(study: optuna.Study) -> Iterator[Record]:
-    """The records of the study's finished trials, by number."""
-    for trial in study.get_trials(deepcopy=False):
-        if RECORD in trial.user_attrs:
-            yield trial.user_attrs[RECORD]
-
-
-def finalists(records: Sequence[Record], number: int) -> list[Record]:
-    """The best `number` different configurations by validation metric, and beside them each space's best and default.
-
-    Ties go to the lower validation loss. Pruned trials come after all complete ones: they are needed only where few
-    trials reached their horizon. Failed and infeasible ones are left out.
-    """
-    usable = [record for record in records if record["state"] in ("complete", "pruned")]
-    usable.sort(key=lambda r: (r["state"] == "pruned", -r["best"]["val_metric"], r["best"]["val_loss"]))
-    different: dict[str, Record] = {}
-    for record in usable:
-        different.setdefault(json.dumps(record["config"], sort_keys=True), record)
-    best_of_space: dict[str, Record] = {}
-    for record in different.values():
-        best_of_space.setdefault(record["space"], record)
-    chosen = list(different.values())[:number]
-    defaults = [record for record in usable if record["name"].startswith(DEFAULT)]
-    for record in [*best_of_space.values(), *defaults]:
-        if record not in chosen:
-            chosen.append(record)
-    return chosen

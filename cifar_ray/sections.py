@@ -1,4 +1,4 @@
-"""What a report says: the records of a run turned into sections of text, tables and images.
+"""What a report says, in order: the headline, the key facts, and the sections, here those of the final models.
 
 Knows nothing of HTML and Markdown, which only lay the sections out.
 """
@@ -6,191 +6,44 @@ Knows nothing of HTML and Markdown, which only lay the sections out.
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from cifar_ray import results
-from cifar_ray.figures import COLOURS, GREYS, LINES, confusion_figure, curves_figure, png, search_figure, speed_figure
+from cifar_ray.figures import confusion_figure, curves_figure, png, search_figure, speed_figure
 from cifar_ray.progress import duration
 from cifar_ray.ranking import (
-    TRIED,
     Comparison,
     ConfigSummary,
-    Interval,
-    best_of_families,
     best_value,
-    compare_best,
     family_verdict,
     is_default,
     percent,
     points,
-    summarise,
     verdict,
 )
-from cifar_ray.results import DEFAULT, Row, RunFolder
-
-SECONDS = ("startup", "data", "capture", "train", "eval", "wait")
-"""Kinds of trial seconds in trials.jsonl."""
-STATES = {
-    "complete": "reached its horizon or its patience",
-    "pruned": "stopped early by ASHA",
-    "infeasible": "over a limit, not trained",
-    "failed": "ended by an error",
-}
-
-
-@dataclass
-class Table:
-    """Cells as text: the first `num_text` columns are words, the others numbers."""
-
-    columns: list[str]
-    rows: list[list[str]]
-    note: str = ""
-    num_text: int = 1
-    marks: dict[int, list[str]] = field(default_factory=dict)
-    """Labels of a row (by its index), such as `best`; they stand behind its last text cell."""
-    shares: list[float] | None = None
-    """A share in 0..1 for each row, drawn as a bar in its last cell."""
-
-
-@dataclass
-class Image:
-    """A figure of evaluation/; a wide one takes the whole width of the page."""
-
-    name: str
-    title: str
-    png: bytes
-    wide: bool = False
-
-
-@dataclass
-class Section:
-    """A heading with paragraphs, tables, images and folded code, in this order; one without any is left out."""
-
-    heading: str
-    text: list[str] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    images: list[Image] = field(default_factory=list)
-    folded: tuple[str, str] | None = None
-
-
-class Records:
-    """All records of a run, read once; what is missing is empty."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder = folder
-        self.run: Row = results.read_json(folder.run_json)
-        self.metric = str(self.run.get("metric") or "accuracy")
-        self.metric_name = {"auc": "AUC", "f1": "F1"}.get(self.metric, self.metric)
-        self.trials = results.read_trials(folder.trials_jsonl)
-        self.rows = results.read_csv(folder.results_csv)
-        self.latency = results.read_csv(folder.latency_csv)
-        self.predictions = results.read_predictions(folder.predictions_npz)
-        self.summaries = summarise(self.rows)
-        self.comparisons = compare_best(self.rows, self.summaries, self.predictions)
-        models = [model for one in self.summaries for model in one.models]
-        self.histories = {name: results.read_csv(folder.model(name) / "history.csv") for name in models}
-        self.data: Row = self.run.get("data") or {}
-        self.device: Row = self.run.get("device") or {}
-        self.phases = {name: s for name, s in (self.run.get("phases_s") or {}).items() if s is not None}
-        self.space_of = {trial["name"]: str(trial.get("space")) for trial in self.trials}
-        self.several_spaces = len(set(self.space_of.values())) > 1
-        self.family_of = {trial["name"]: (trial.get("config") or {}).get("family") for trial in self.trials}
-        self.family_of |= {one.config: one.family for one in self.summaries}
-        self.best_of_families = best_of_families(self.summaries)
-        self.several_families = len(self.best_of_families) > 1
-        tried = [trial for trial in self.trials if trial["state"] in TRIED and best_value(trial) is not None]
-        self.tried = sorted(tried, key=lambda trial: -best_value(trial))
-        self.styles = {}
-        defaults = sorted(one.config for one in self.summaries if is_default(one.config))
-        for i, one in enumerate(self.summaries):
-            colours, place = (GREYS, defaults.index(one.config)) if one.config in defaults else (COLOURS, i)
-            line = LINES[place // len(colours) % len(LINES)]
-            self.styles[one.config] = {"color": colours[place % len(colours)], "linestyle": line}
-
-    def score(self, value: float | Interval | None) -> str:
-        """The metric of the search as text: accuracy in percent, others as fractions."""
-        if self.metric == "accuracy":
-            return f"{percent(value)} %"
-        return decimals(value.mean if isinstance(value, Interval) else value)
-
-    def default_of(self, name: str, among: Iterable[str]) -> str | None:
-        """The default recipe in `among` that a configuration is to be measured by: its family's, of its space first."""
-        family = [one for one in among if is_default(one) and self.family_of.get(one) == self.family_of.get(name)]
-        space = self.space_of.get(name)
-        return min(family, key=lambda one: (self.space_of.get(one) != space, one != DEFAULT), default=None)
-
-    def recipe(self, default: str) -> str:
-        """What to call a default recipe."""
-        if not (self.several_spaces or self.several_families):
-            return "the default recipe"
-        return f"the default recipe of {self.space_of.get(default) or self.family_of.get(default)}"
-
-    def origin(self, name: str) -> Row:
-        """A cell that tells where a configuration comes from, where that differs within the run."""
-        if self.several_spaces:
-            return {"space": self.space_of.get(name, "-")}
-        return {"family": self.family_of.get(name) or "-"} if self.several_families else {}
-
-    def class_name(self, index: int) -> str:
-        names = self.data.get("class_names") or []
-        return str(names[index]) if index < len(names) else str(index)
-
-    def config(self, name: str, model: str) -> Row:
-        """The configuration of that name, from the trials or else from the saved model."""
-        for trial in self.trials:
-            if trial["name"] == name and trial.get("config"):
-                return trial["config"]
-        path = self.folder.model(model) / "config.json"
-        saved: Row = results.read_json(path) if path.exists() else {}
-        return saved.get("config", saved)
-
-
-def decimals(value: float | None, digits: int = 4) -> str:
-    """A number of so many decimals, or `-`."""
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def short(value: float | None) -> str:
-    """Three significant digits, with thousands and millions as `12.3k` and `1.23M`."""
-    for size, letter in ((1e6, "M"), (1e3, "k")):
-        if value is not None and abs(value) >= 0.9995 * size:
-            return f"{value / size:.3g}{letter}"
-    return "-" if value is None else f"{value:.3g}"
-
-
-def _thousands(count: Any) -> str:
-    return "?" if count is None else f"{int(count):,}"
-
-
-def _of(count: Any, thing: str) -> str:
-    return f"{'?' if count is None else count} {thing}{'' if count == 1 else 's'}"
-
-
-def _share(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "-"
+from cifar_ray.records import Records
+from cifar_ray.report_parts import Image, Section, Table, counted, decimals, share, short, thousands
+from cifar_ray.results import DEFAULT, Row
+from cifar_ray.trial_sections import all_trials, best_trials, ledger, search_gain
 
 
 def sections_of(records: Records) -> list[Section]:
     """All sections in the order of the report, without those that the run has no records for."""
-    sections = [_finalists(records) if records.summaries else _best_trials(records), _families(records)]
+    sections = [_finalists(records) if records.summaries else best_trials(records), _families(records)]
     sections += [_gain(records), _figures(records), _errors(records), _speed(records), _configuration(records)]
-    sections += [_trials(records), _ledger(records)]
+    sections += [all_trials(records), ledger(records)]
     return [one for one in sections if one.text or one.tables or one.images or one.folded]
 
 
 def facts_of(records: Records) -> list[tuple[str, str]]:
     """Label and text of the key facts."""
     run, data, device = records.run, records.data, records.device
-    splits = [f"{_thousands(data.get(f'num_{split}'))} {split}" for split in ("train", "val", "test")]
+    splits = [f"{thousands(data.get(f'num_{split}'))} {split}" for split in ("train", "val", "test")]
     side = data.get("image_size", "?")
     size = f"{side} x {side} pixels, {'grayscale' if data.get('channels') == 1 else 'colour'}"
-    used = f"{_of(device.get('num_cpus'), 'CPU')}, {_of(device.get('num_gpus'), 'GPU')}, "
-    used += f"{_of(device.get('slots'), 'trial')} at a time"
+    used = f"{counted(device.get('num_cpus'), 'CPU')}, {counted(device.get('num_gpus'), 'GPU')}, "
+    used += f"{counted(device.get('slots'), 'trial')} at a time"
     settings = run.get("settings") or {}
     workers = settings.get("workers_per_trial") or settings.get("workers") or 1
     used += f", {workers} workers each" if workers > 1 else ""
@@ -231,17 +84,27 @@ def _finalists(records: Records) -> Section:
         cells = words | _measured(records, one) | {"seeds": str(len(one.models))}
         table.columns, table.num_text = list(cells), len(words)
         table.rows.append(list(cells.values()))
-        table.marks[rank - 1] = ["best"] * (rank == 1) + ["baseline"] * is_default(one.config)
+        table.marks[rank - 1] = ["best"] * (rank == 1) + ["baseline"] * is_default(one.config) + _tta(one)
     threads = next((row["threads"] for row in records.rows if row.get("threads")), None)
     device = next((row["device"] for row in records.rows if row.get("device")), records.device.get("name", "?"))
     table.note = (
         f"Ranked by mean validation {records.metric_name} over seeds (ties: lower validation loss, fewer parameters); "
         "the test split ranks nothing. ± is half the width of a 95 % Student's t interval over seeds. p50 and p95: "
-        f"latency of one image on {device}" + (f", {_of(threads, 'thread')}." if threads else ".")
+        f"latency of one image on {device}" + (f", {counted(threads, 'thread')}." if threads else ".")
     )
     if any(one.test_accuracy.n and one.test_auc.n == 0 for one in records.summaries):
         table.note += " No AUC where the test split lacks a class."
+    if any(_tta(one) for one in records.summaries):
+        table.note += f" {FLIP_TTA}: {WHAT_FLIP_TTA}."
     return Section("Finalists", tables=[table])
+
+
+FLIP_TTA = "flip TTA"
+WHAT_FLIP_TTA = "each image is judged together with its mirror image, in all scores and in the latency"
+
+
+def _tta(one: ConfigSummary) -> list[str]:
+    return [FLIP_TTA] if one.tta == "flip" else []
 
 
 def _families(records: Records) -> Section:
@@ -251,8 +114,9 @@ def _families(records: Records) -> Section:
     section.text = [" ".join(family_verdict(records.best_of_families, records.comparisons, records.metric_name))]
     winner = records.best_of_families[0].config
     by_name = {one.b: one for one in records.comparisons if one.a == winner}
-    table = Table([], [], num_text=2, marks={0: ["best"]})
-    for one in records.best_of_families:
+    table = Table([], [], num_text=2)
+    for index, one in enumerate(records.best_of_families):
+        table.marks[index] = ["best"] * (index == 0) + _tta(one)
         cells = {"family": str(one.family), "configuration": one.config, **_measured(records, one)}
         del cells["p95 ms"]
         cells |= {"train s": "-" if one.train_s is None else f"{one.train_s:,.1f}", "points": "-", "95 % interval": "-"}
@@ -283,26 +147,12 @@ def _about(comparisons: list[Comparison]) -> str:
     """What the intervals of comparisons hold."""
     text = (
         "The interval counts both sources of noise, training seeds and the "
-        f"{_thousands(comparisons[0].num_images)} test images (two-level paired bootstrap); from few seeds it is rough "
+        f"{thousands(comparisons[0].num_images)} test images (two-level paired bootstrap); from few seeds it is rough "
         "itself."
     )
     if not all(one.counts_seeds for one in comparisons):
         text += " Here it holds the test images alone where a configuration has one seed, and is then too narrow."
     return text
-
-
-def _best_trials(records: Records) -> Section:
-    table = Table([], [])
-    for trial in records.tried[:10]:
-        best = trial["best"]
-        words = {"trial": trial["name"], **records.origin(trial["name"]), "state": trial["state"]}
-        cells = words | {"epochs": str(trial.get("epochs", "-"))}
-        cells[f"val {records.metric_name}"] = records.score(best["val_metric"])
-        cells |= {"val loss": decimals(best.get("val_loss"), 3), "params": short(trial.get("num_params"))}
-        table.columns, table.num_text = list(cells), len(words)
-        table.rows.append(list(cells.values()))
-    text = "No final model has been evaluated, so this report shows the search alone: one seed a trial, no test split."
-    return Section("Best trials so far", [text], [table] if table.rows else [])
 
 
 def headline_of(records: Records) -> str:
@@ -318,7 +168,7 @@ def headline_of(records: Records) -> str:
     best, count = records.tried[0], len(records.tried)
     score = records.score(best_value(best))
     return (
-        f"No final model yet. The best of {_of(count, 'trial')} so far is {best['name']}, with validation "
+        f"No final model yet. The best of {counted(count, 'trial')} so far is {best['name']}, with validation "
         f"{records.metric_name} {score}: one seed, picked for being the best, so expect less of it on new images."
     )
 
@@ -328,7 +178,7 @@ def _gain(records: Records) -> Section:
     defaults = [name for name in names if is_default(name)]
     several = sum(is_default(name) for name in records.family_of) > 1
     section = Section(f"What the search gained over the default recipe{'s' * several}")
-    searched = _searched(records)
+    searched = search_gain(records)
     if searched:
         searched = f"In the search (validation {records.metric_name}, one seed each), {searched}."
         section.text.append(searched)
@@ -356,26 +206,6 @@ def _gain(records: Records) -> Section:
     return section
 
 
-def _searched(records: Records) -> str:
-    """What the trials of each space gained over its default recipe, in words; empty where nothing says it."""
-    spaces = defaultdict(list)
-    for trial in records.tried:  # best first
-        spaces[records.space_of[trial["name"]]].append(trial)
-    said = []
-    for space, tried in sorted(spaces.items(), key=lambda item: min(trial["number"] for trial in item[1])):
-        default = next((trial for trial in tried if is_default(trial["name"])), None)
-        if default is None or len(tried) == 1:
-            continue
-        reached = f"{records.recipe(default['name'])} reached {records.score(best_value(default))}"
-        if tried[0] is default:
-            said.append(f"{reached} and none of the other {len(tried) - 1} trials did better")
-        else:
-            of_space = f" of {space}" if records.several_spaces else ""
-            best = f"the best trial{of_space}, {tried[0]['name']}"
-            said.append(f"{reached} and {best}, {records.score(best_value(tried[0]))}")
-    return "; ".join(said)
-
-
 def _figures(records: Records) -> Section:
     configs = {row["model"]: str(row["config"]) for row in records.rows}
     drawn = [
@@ -400,7 +230,7 @@ def _errors(records: Records) -> Section:
     names = [records.class_name(index) for index in range(num_classes)]
     totals, right = counts.sum(axis=1), counts.diagonal()
     section.text.append(
-        f"{model} on the test split: {_thousands(right.sum())} of {_thousands(totals.sum())} images right."
+        f"{model} on the test split: {thousands(right.sum())} of {thousands(totals.sum())} images right."
     )
     title = "Confusion matrix: the darker, the larger the share of the true class"
     title += "; with numbers of test images" if num_classes <= 20 else ""
@@ -408,7 +238,7 @@ def _errors(records: Records) -> Section:
 
     wrong = counts - np.diag(right)
     order = [divmod(int(i), num_classes) for i in np.argsort(-wrong, axis=None, kind="stable")[:6]]
-    rows = [[names[i], names[j], str(wrong[i, j]), _share(wrong[i, j], totals[i])] for i, j in order if wrong[i, j]]
+    rows = [[names[i], names[j], str(wrong[i, j]), share(wrong[i, j], totals[i])] for i, j in order if wrong[i, j]]
     if rows:
         section.tables.append(
             Table(
@@ -420,7 +250,7 @@ def _errors(records: Records) -> Section:
         )
     recall = np.where(totals > 0, right / np.maximum(totals, 1), np.inf)  # classes without images come last
     order_by_recall = np.argsort(recall, kind="stable")[:20]
-    rows = [[names[i], str(totals[i]), _share(right[i], totals[i])] for i in order_by_recall]
+    rows = [[names[i], str(totals[i]), share(right[i], totals[i])] for i in order_by_recall]
     note = "Recall by class, lowest first" + (f" (20 of {num_classes} classes)." if num_classes > 20 else ".")
     section.tables.append(Table(["class", "images", "recall"], rows, note))
     return section
@@ -462,91 +292,6 @@ def _configuration(records: Records) -> Section:
     return section
 
 
-def _trials(records: Records) -> Section:
-    states = Counter(trial["state"] for trial in records.trials)
-    rows = [[state, meaning, str(states[state])] for state, meaning in STATES.items() if states[state]]
-    section = Section("Trials", tables=[Table(["state", "meaning", "trials"], rows, num_text=2)] if rows else [])
-    lost = [trial for trial in records.trials if trial["state"] in ("failed", "infeasible")]
-    reasons = Counter((one["state"], " ".join(str(one.get("reason") or "unknown").split())[:200]) for one in lost)
-    if reasons:
-        rows = [[state, reason, str(count)] for (state, reason), count in reasons.most_common(12)]
-        section.tables.append(Table(["state", "reason", "trials"], rows, num_text=2))
-    section.tables += _spaces(records)
-    section.text += _heads(records)
-    return section
-
-
-def _spaces(records: Records) -> list[Table]:
-    """The states and the best value of the trials of each space, and of each family within it; none of a single one."""
-    families = defaultdict(set)
-    for trial in records.trials:
-        families[records.space_of[trial["name"]]].add(records.family_of[trial["name"]])
-    groups = defaultdict(list)
-    for trial in records.trials:
-        space = records.space_of[trial["name"]]
-        known = [str(family) for family in families[space] if family]
-        # A trial without a valid configuration belongs where all others of its space do.
-        family = records.family_of[trial["name"]] or (known[0] if len(known) == 1 else "-")
-        groups[space, str(family)].append(trial)
-    if len(groups) < 2:
-        return []
-    states = [state for state in STATES if any(trial["state"] == state for trial in records.trials)]
-    named_alike = all(space == family for space, family in groups)
-    rows = []
-    for (space, family), trials in groups.items():
-        counts = Counter(trial["state"] for trial in trials)
-        names = {trial["name"] for trial in trials}
-        best = next((trial for trial in records.tried if trial["name"] in names), None)  # best first
-        row = [space, *([] if named_alike else [family]), best["name"] if best else "-"]
-        row += [records.score(best_value(best)) if best else "-", *(str(counts[state]) for state in states)]
-        rows.append([*row, str(len(trials))])
-    words = ["space", *([] if named_alike else ["family"]), "best trial"]
-    columns = [*words, f"best val {records.metric_name}", *states, "trials"]
-    note = "Best value: validation, one seed, and the largest of many, so expect less of it on new images."
-    return [Table(columns, rows, note, num_text=len(words))]
-
-
-def _heads(records: Records) -> list[str]:
-    """How many trials trained a head on features that were computed before, and what these took."""
-    features = [trial["features"] for trial in records.trials if trial.get("features")]
-    if not features:
-        return []
-    views = sorted(Counter(one["views"] for one in features).items())
-    if len(views) == 1:
-        of = f"for {_of(views[0][0], 'view')} of each training image"
-    else:
-        of = ", ".join(f"in {_of(count, 'trial')} for {_of(number, 'view')}" for number, count in views)
-        of += " of each training image"
-    seconds = sum(one.get("seconds") or 0.0 for one in features)
-    return [
-        f"{len(features)} of {_of(len(records.trials), 'trial')} trained a head alone, on features that a frozen "
-        f"backbone computed once ({of}); computing or loading them took {duration(seconds)} in all."
-    ]
-
-
-def _ledger(records: Records) -> Section:
-    section = Section("Where the time went")
-    total = sum(records.phases.values())
-    if total > 0:
-        phases = records.phases.items()
-        rows = [[phase, duration(s), _share(s, total)] for phase, s in phases] + [["all", duration(total), "100.0 %"]]
-        shares = [s / total for _, s in phases]
-        section.tables.append(
-            Table(["phase", "wall-clock", "share"], rows, "Phases of the run.", shares=[*shares, 0.0])
-        )
-    slots = records.device.get("slots") or 1
-    # A search that was cut short has not recorded its length: its last trial says how long it was at least.
-    search_s = records.phases.get("search") or max((one.get("ended_s") or 0.0 for one in records.trials), default=0.0)
-    if records.trials and search_s > 0:
-        seconds = {kind: sum((one.get("seconds") or {}).get(kind) or 0.0 for one in records.trials) for kind in SECONDS}
-        seconds["unaccounted"] = slots * search_s - sum(seconds.values())
-        rows = [[kind, duration(s), _share(s, slots * search_s)] for kind, s in seconds.items()]
-        note = f"Trial seconds of the search, as shares of its slot time: {_of(slots, 'slot')} x {duration(search_s)}."
-        shares = [max(s / (slots * search_s), 0.0) for s in seconds.values()]
-        section.tables.append(Table(["trial seconds", "sum", "share"], rows, note, shares=shares))
-    return section
-
-
 def _speed(records: Records) -> Section:
     section = Section("Speed")
     figure = speed_figure(records.summaries, records.styles)
@@ -562,7 +307,7 @@ def _speed(records: Records) -> Section:
         if len(values) == 1:
             del columns[name]
             value = values.pop()
-            note += "" if value is None else f", {_of(value, 'thread')}" if name == "threads" else f", on {value}"
+            note += "" if value is None else f", {counted(value, 'thread')}" if name == "threads" else f", on {value}"
     rows = []
     for row in records.latency:
         cells = [row.get(name) for name in columns]

@@ -8,25 +8,15 @@ from typing import Any
 
 import ray
 
+from cifar_ray import pipeline
 from cifar_ray.config import InputError, ResNetConfig, Task, TrialConfig, load_trial_config, trial_config
 from cifar_ray.data import DataSplits
 from cifar_ray.launch import Place, Run, check_batch_sizes
-from cifar_ray.pipeline import (
-    NO_DATA,
-    begin,
-    finish,
-    make_task,
-    make_workload,
-    measure_speeds,
-    recorded,
-    share_weights,
-    started,
-)
 from cifar_ray.presets import PRESETS, preset
 from cifar_ray.progress import duration
 from cifar_ray.results import read_json
-from cifar_ray.search import trial_seed
 from cifar_ray.settings import TrainSettings
+from cifar_ray.study import trial_seed
 from cifar_ray.trial import TrialSettings
 from cifar_ray.worker import FinalModel
 
@@ -49,10 +39,10 @@ def train(settings: TrainSettings) -> int:
     if double := next((name for name in names if names.count(name) > 1), None):
         raise InputError(f"--preset, --config: two models are called {double}; give one only, or copy its file")
     settings = _with_defaults_of(settings, saved[0].card if saved else {})
-    configs = [preset(name, NO_DATA) for name in settings.preset] + [one.config for one in saved]
+    configs = [preset(name, pipeline.NO_DATA) for name in settings.preset] + [one.config for one in saved]
     run = Run(settings, "train", "-".join(["train", *names])[:40])
     run.check_unchanged(**{str(one.path): one.config.to_dict() for one in saved})
-    with started(run, "training", str(settings.data), configs) as opened:
+    with pipeline.started(run, "training", str(settings.data), configs) as opened:
         return 0 if opened is None else _train(*opened, settings, saved)
 
 
@@ -80,7 +70,7 @@ def _read_config(path: Path) -> _Saved:
 
 def _train(place: Place, data: DataSplits, settings: TrainSettings, saved: Sequence[_Saved]) -> int:
     assert settings.max_epochs is not None
-    task = make_task(place, data)
+    task = pipeline.make_task(place, data)
     models = _named_models(settings, task, saved)
     configs = {model.config_name: model.config for model in models}
     check_batch_sizes(place, configs.items())
@@ -91,15 +81,15 @@ def _train(place: Place, data: DataSplits, settings: TrainSettings, saved: Seque
         patience=settings.max_epochs,
         metric=str(settings.metric),
         num_threads=settings.cpus_per_trial,
-        pretrained=share_weights(place, configs.values()),
+        pretrained=pipeline.share_weights(place, configs.values()),
     )
-    work = make_workload(place, data, settings.max_epochs, settings.seeds)
-    speeds = [measure_speeds(place, config, shared)[0] for config in configs.values()]
+    work = pipeline.make_workload(place, data, settings.max_epochs, settings.seeds)
+    speeds = [pipeline.measure_speeds(place, config, shared)[0] for config in configs.values()]
     whole = work.finals_s(speeds) + work.evaluation_s(speeds)
     place.console.line(f"estimate    {duration(whole)} for {len(models)} models")
-    begin(place, data)
-    with recorded(place, "finals") as rows:
-        rows += finish(place, data, shared, models)
+    pipeline.begin(place, data)
+    with pipeline.recorded(place, "finals") as rows:
+        rows += pipeline.finish(place, data, shared, models)
     return 0 if rows else 1
 
 

@@ -4,7 +4,7 @@ import gc
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +22,10 @@ from cifar_ray.loop import DeviceData, NonFiniteLossError, Row, eval_model, run_
 from cifar_ray.models import build_model
 from cifar_ray.optim import LRSchedule, make_optimizer
 from cifar_ray.pretrained import Pretrained, get_weights
+from cifar_ray.results import TRIAL_SECONDS
 
-ROW = "row"
-"""Key of the row in what a trial reports."""
+ROWS = "rows"
+"""Key of the rows in what a trial reports."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,25 @@ class TrialSettings:
 
 
 class _Clock:
-    """Seconds of this process's slot by kind; `wait` is what nobody else accounts for."""
+    """Seconds of this process's slot by kind (`results.TRIAL_SECONDS`); `wait` is what no other kind accounts for."""
 
     def __init__(self) -> None:
         self.slot_free_since: float | None = None
 
-    def start(self) -> None:
-        self.seconds = {"startup": 0.0, "data": 0.0, "capture": 0.0, "train": 0.0, "eval": 0.0, "wait": 0.0}
+    def start(self, search_began: float) -> None:
+        """A trial begins, of a search that began at that time (seconds since the epoch)."""
+        self.seconds = dict.fromkeys(TRIAL_SECONDS, 0.0)
         if self.slot_free_since is None:
-            self.slot_free_since = psutil.Process().create_time()
+            # Ray may have had the process ready before.
+            self.slot_free_since = max(psutil.Process().create_time(), search_began)
             self.seconds["startup"] = time.time() - self.slot_free_since
         self.began = self.slot_free_since
+
+    def count(self, row: Row) -> None:
+        """Count an epoch, and what led to it."""
+        for kind in ("setup", "train", "eval", "checkpoint"):
+            self.seconds[kind] += row[f"{kind}_s"]
+        self.seconds["data"] += row["features"]["seconds"] if "features" in row else 0.0
 
     def read(self) -> dict[str, float]:
         """Return the seconds since the slot became free; the trial may be stopped right after."""
@@ -69,24 +78,58 @@ _clock = _Clock()
 _device_data: dict[str, DeviceData] = {}  # at most one data set: a process serves one search
 
 
-def train_trial(config: dict[str, Any], settings: TrialSettings) -> None:
-    """Train one configuration under Tune and report every epoch.
+REDUCTION_FACTOR = 3
+"""ASHA lets one in so many trials go on at each rung."""
+
+REPORT_EVERY_S = 1.0
+"""Epochs wait at most about so long to be reported, since a report takes as long as an epoch of a small network."""
+
+
+def grace_period(max_epochs: int) -> int:
+    """Epochs before ASHA may stop a trial: a fifth of the horizon, rounded up.
+
+    With a tenth, recipes that warm up slowly were stopped whatever they would have become: `benchmarks/README.md`.
+    """
+    return -(-max_epochs // 5)
+
+
+def rungs(max_epochs: int) -> list[int]:
+    """Epochs after which ASHA decides whether a trial goes on."""
+    found = [grace_period(max_epochs)]
+    while found[-1] * REDUCTION_FACTOR < max_epochs:
+        found.append(found[-1] * REDUCTION_FACTOR)
+    return found
+
+
+def train_trial(config: dict[str, Any], settings: TrialSettings, search_began: float) -> None:
+    """Train one configuration under Tune and report its epochs: at every rung, at the end, and once a second.
 
     Args:
         config: `config` (a nested dict for :func:`trial_config`) and `seed`.
         settings: shared by all trials.
+        search_began: seconds since the epoch.
     """
-    _clock.start()
+    _clock.start(search_began)
     reset_process(config["seed"], settings.num_threads)
     began = time.perf_counter()
     data = load_device_data(settings.data[0], settings.num_classes)
     _clock.seconds["data"] = time.perf_counter() - began
 
+    unsent: list[Row] = []
+    sent_at = time.monotonic()
+    decisive = rungs(settings.max_epochs)
+
     def report(row: Row) -> None:
-        _clock.seconds["data"] += row["features"]["seconds"] if "features" in row else 0.0
-        _clock.seconds["train"] += row["train_s"]
-        _clock.seconds["eval"] += row["eval_s"]
-        send({**row, "seconds": _clock.read()})
+        nonlocal sent_at
+        _clock.count(row)
+        unsent.append({**row, "seconds": _clock.read()})
+        if row["finished"] or row["epoch"] in decisive or time.monotonic() - sent_at >= REPORT_EVERY_S:
+            send(unsent)
+            unsent.clear()
+            sent_at = time.monotonic()
+
+    def fail(reason: str) -> None:
+        send([*unsent, {"failure": reason, "seconds": _clock.read()}])
 
     trial = trial_config(config["config"], "trial")
     try:
@@ -101,28 +144,29 @@ def train_trial(config: dict[str, Any], settings: TrialSettings) -> None:
             report=report,
         )
     except NonFiniteLossError as error:
-        send({"failure": str(error), "seconds": _clock.read()})
+        fail(str(error))
     except (torch.OutOfMemoryError, MemoryError) as error:
         reason = f"out of memory: {error!s:.200}"
         del error
         gc.collect()
         torch.cuda.empty_cache()
-        send({"failure": reason, "seconds": _clock.read()})
+        fail(reason)
     except Exception as error:
         # Nobody knows what state this leaves the process in: let Tune replace it, once the reason is on record.
-        send({"failure": f"{type(error).__name__}: {error!s:.300}", "seconds": _clock.read()})
+        fail(f"{type(error).__name__}: {error!s:.300}")
         raise
 
 
-def relay_trial(config: dict[str, Any], desk: Any) -> None:
+def relay_trial(config: dict[str, Any], desk: Any, search_began: float) -> None:
     """Let the workers of a pool train one configuration, and report every epoch under Tune.
 
     Args:
         config: `config` and `seed` as for :func:`train_trial`, the `number` of the trial, and perhaps `resume`, a
             reference (in a list) to a checkpoint of it.
         desk: the actor of the pool's :class:`desk.Desk`.
+        search_began: seconds since the epoch.
     """
-    _clock.start()
+    _clock.start(search_began)
     key = str(config["number"])
     resume = ray.get(config["resume"][0]) if "resume" in config else None
     try:
@@ -130,27 +174,27 @@ def relay_trial(config: dict[str, Any], desk: Any) -> None:
         while True:
             message = ray.get(desk.next_message.remote(key))
             if isinstance(message, Checkpoint):
-                send({"checkpoint": message.packed, "seconds": _clock.read()})
+                send([{"checkpoint": message.packed, "seconds": _clock.read()}])
             elif isinstance(message, Epoch):
-                _clock.seconds["data"] += message.row["features"]["seconds"] if "features" in message.row else 0.0
-                _clock.seconds["train"] += message.row["train_s"]
-                _clock.seconds["eval"] += message.row["eval_s"]
-                send({**message.row, "seconds": _clock.read()})
+                _clock.count(message.row)
+                send([{**message.row, "seconds": _clock.read()}])
                 if message.row["finished"]:
                     return
                 # Tune has decided by now: a trial that it stops does not come back from `send`.
                 ray.get(desk.judge.remote(key, message.row["epoch"]))
             else:
-                send({"failure": message.failure, "seconds": _clock.read()})
+                send([{"failure": message.failure, "seconds": _clock.read()}])
                 return
     finally:
         desk.drop.remote(key)
 
 
-def send(row: Row) -> None:
-    """Report a row to the driver; the values that ASHA reads stand beside it, if it has them."""
-    known: Row = {name: row[name] for name in ("epoch", "best_val_metric") if name in row}
-    tune.report({**known, ROW: [row]})  # in a list, since Tune flattens nested dicts
+def send(rows: Sequence[Row]) -> None:
+    """Report rows to the driver; the values that ASHA reads stand beside them, if the last one has them."""
+    began = time.time()
+    known: Row = {name: rows[-1][name] for name in ("epoch", "best_val_metric") if name in rows[-1]}
+    tune.report({**known, ROWS: list(rows)})
+    _clock.seconds["scheduler"] += time.time() - began  # of a trial that goes on: what stops one is raised above
 
 
 def reset_process(seed: int, num_threads: int) -> None:

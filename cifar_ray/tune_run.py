@@ -11,41 +11,20 @@ import psutil
 import ray
 from optuna.trial import TrialState
 
+from cifar_ray import pipeline
 from cifar_ray.config import InputError, Task, TrialConfig, trial_config
 from cifar_ray.data import DataSplits
 from cifar_ray.estimate import Speed, Workload
 from cifar_ray.finals import read_checkpoint
 from cifar_ray.hparams import Domain, union
 from cifar_ray.launch import Place, Run, check_batch_sizes
-from cifar_ray.pipeline import (
-    NO_DATA,
-    begin,
-    finish,
-    make_task,
-    make_workload,
-    measure_speeds,
-    recorded,
-    share_weights,
-    started,
-)
 from cifar_ray.pretrained import backbones_with
 from cifar_ray.progress import duration
 from cifar_ray.results import write_trials
-from cifar_ray.search import (
-    Limits,
-    Record,
-    StudySearcher,
-    TrialCheckpoint,
-    count_config_params,
-    finalists,
-    mend_journal,
-    open_study,
-    run_search,
-    study_records,
-    trial_seed,
-)
+from cifar_ray.search import Limits, StudySearcher, TrialCheckpoint, count_config_params, run_search
 from cifar_ray.settings import TuneSettings
 from cifar_ray.space import Space, load_spaces, param_domains, sample_space
+from cifar_ray.study import Record, finalists, mend_journal, open_study, study_records, trial_seed
 from cifar_ray.trial import TrialSettings
 from cifar_ray.watch import SearchWatch
 from cifar_ray.worker import FinalModel, Pool, Workers, open_pool
@@ -67,11 +46,11 @@ def tune(settings: TuneSettings) -> int:
     spaces = load_spaces(settings.space)
     names = [space.name for space in spaces]
     backbones = backbones_with(settings.weights or "DEFAULT")
-    provisional = replace(NO_DATA, weights=settings.weights or "DEFAULT", backbones=backbones)
+    provisional = replace(pipeline.NO_DATA, weights=settings.weights or "DEFAULT", backbones=backbones)
     configs = [config for space in spaces for _, config in sample_space(space, provisional, NUM_SHOWN)]
     run = Run(settings, "tune", "-".join(names))
     run.check_unchanged(**{f"the file of space {space.name}": space.sha256 for space in spaces})
-    with started(run, f"search of {' and '.join(names)}", str(settings.data), configs) as opened:
+    with pipeline.started(run, f"search of {' and '.join(names)}", str(settings.data), configs) as opened:
         return 0 if opened is None else _tune(*opened, settings, spaces, backbones)
 
 
@@ -79,7 +58,7 @@ def _tune(
     place: Place, data: DataSplits, settings: TuneSettings, spaces: Sequence[Space], backbones: tuple[str, ...]
 ) -> int:
     run, console = place.run, place.console
-    task = make_task(place, data, backbones)
+    task = pipeline.make_task(place, data, backbones)
     samples = [sample_space(space, task, NUM_SAMPLES) for space in spaces]
     for space, drawn in zip(spaces, samples, strict=True):
         check_batch_sizes(place, ((f"as in space {space.name}", config) for _, config in drawn))
@@ -90,11 +69,11 @@ def _tune(
         patience=max(2, settings.max_epochs // 3),
         metric=str(settings.metric),
         num_threads=settings.cpus_per_trial,
-        pretrained=share_weights(place, [config for drawn in samples for _, config in drawn]),
+        pretrained=pipeline.share_weights(place, [config for drawn in samples for _, config in drawn]),
     )
-    measured = [measure_speeds(place, space.default_config(task), shared) for space in spaces]
+    measured = [pipeline.measure_speeds(place, space.default_config(task), shared) for space in spaces]
     speeds = [speed for speed, _ in measured]
-    work = make_workload(place, data, settings.max_epochs, settings.final_seeds)
+    work = pipeline.make_workload(place, data, settings.max_epochs, settings.final_seeds)
     console.line(estimate(settings, work, speeds))
     if not run.resumed:
         check_time_budget(settings, run, work, speeds)
@@ -102,14 +81,14 @@ def _tune(
         memory_mb = max(memory_mb for _, memory_mb in measured)
         _show_dry_run(place, samples, settings, task, data, memory_mb)
         return 0
-    begin(place, data)
-    with recorded(place, "search") as rows:
+    pipeline.begin(place, data)
+    with pipeline.recorded(place, "search") as rows:
         domains = union(*(param_domains(trial for trial, _ in drawn) for drawn in samples))
         records = _search(place, settings, spaces, task, shared, domains, Clock(settings, run, work, speeds))
         models = _final_models(settings, records)
         if not models:
             console.line(_why_no_model(records))
-        rows += finish(place, data, shared, models)
+        rows += pipeline.finish(place, data, shared, models)
     return 0 if rows else 1
 
 
@@ -215,7 +194,7 @@ class Clock:
             return float("inf")
         chosen = [self._speed(record) for record in finalists(records, self.settings.finalists)]
         chosen += _finals(self.settings, self.defaults)[len(chosen) :]
-        # Trials end after the epoch in which the time is up.
+        # Trials end with their first report after the time is up: after an epoch, or a second.
         after = self.work.after_search_s(chosen) + max(self.work.epoch_s(speed) for speed in chosen)
         return self.settings.time_budget - self.run.phases.total - after
 

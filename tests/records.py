@@ -100,11 +100,13 @@ def trial_record(
         "last": best,
         "seconds": {
             "startup": 0.4,
+            "wait": 0.2,
             "data": 0.1,
-            "capture": 0.0,
+            "setup": 0.1,
             "train": 4.0 + rng.uniform(),
             "eval": 0.6,
-            "wait": 0.2,
+            "checkpoint": 0.0,
+            "scheduler": 0.1,
         },
         "ended_s": 3.1 * number + rng.uniform(),
     }

@@ -1,14 +1,16 @@
 """The batched gather against a slow reference that pads, slices, mirrors and blanks one image at a time."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from cifar_ray.augment import Draws, draw, gather
+from cifar_ray.augment import Draws, draw, gather, mirrored
 from cifar_ray.config import AugmentConfig
 
-CPU = torch.device("cpu")
+NOT_MIRRORED = torch.zeros(20_000, dtype=torch.bool)
 
 
 def reference(image: np.ndarray, padding: int, draws: Draws, row: int, cutout: int, fill: np.ndarray) -> np.ndarray:
@@ -33,7 +35,7 @@ def noise(count: int, channels: int, height: int, width: int) -> Tensor:
 def assert_equals_the_reference(images: Tensor, config: AugmentConfig, batch_size: int) -> None:
     index = torch.randint(0, len(images), (batch_size,))
     fill = torch.arange(1, images.shape[1] + 1, dtype=torch.uint8) * 7
-    draws = draw(config, batch_size, images.shape[-1], CPU)
+    draws = draw(config, mirrored(config, batch_size, seed=0, epoch=1), images.shape[-1])
     before = images.clone()
     batch = gather(images, index, draws, config.cutout, fill)
     expected = [
@@ -62,8 +64,10 @@ def assert_equals_the_reference(images: Tensor, config: AugmentConfig, batch_siz
         (1, 0, 1),
     ],
 )
-@pytest.mark.parametrize("flip", [False, True])
-def test_the_gather_equals_the_slow_reference(channels: int, size: int, padding: int, cutout: int, flip: bool) -> None:
+@pytest.mark.parametrize("flip", ["none", "random"])
+def test_the_gather_equals_the_slow_reference(
+    channels: int, size: int, padding: int, cutout: int, flip: Literal["none", "random"]
+) -> None:
     torch.manual_seed(size * 1000 + padding)
     config = AugmentConfig(crop_padding=padding, flip=flip, cutout=cutout)
     images = noise(20, channels, size, size)
@@ -77,16 +81,16 @@ def test_a_padding_wider_than_the_image_reflects_again_and_again(size: int, padd
     torch.manual_seed(padding)
     images = noise(10, 3, size, size)
     for _ in range(5):
-        assert_equals_the_reference(images, AugmentConfig(crop_padding=padding, flip=True), 30)
+        assert_equals_the_reference(images, AugmentConfig(crop_padding=padding, flip="random"), 30)
 
 
 def test_rows_and_columns_are_not_confused() -> None:
     torch.manual_seed(0)
     images = noise(10, 3, 6, 9)
-    config = AugmentConfig(crop_padding=2, flip=True, cutout=3)
+    config = AugmentConfig(crop_padding=2, flip="random", cutout=3)
     # Centres are drawn for square images: these lie in the first six columns.
     index = torch.arange(10)
-    draws = draw(config, 10, 6, CPU)
+    draws = draw(config, torch.arange(10) % 3 == 0, 6)
     batch = gather(images, index, draws, 3, torch.zeros(3, dtype=torch.uint8))
     expected = [reference(images[i].numpy(), 2, draws, i, 3, np.zeros(3, np.uint8)) for i in range(10)]
     assert torch.equal(batch, torch.from_numpy(np.stack(expected)))
@@ -95,34 +99,56 @@ def test_rows_and_columns_are_not_confused() -> None:
 def test_without_augmentation_images_come_back_as_they_are() -> None:
     images = noise(20, 3, 8, 8)
     index = torch.tensor([3, 3, 0, 19])
-    batch = gather(images, index, draw(AugmentConfig(), 4, 8, CPU), 0, torch.zeros(3, dtype=torch.uint8))
+    batch = gather(images, index, draw(AugmentConfig(), NOT_MIRRORED[:4], 8), 0, torch.zeros(3, dtype=torch.uint8))
     assert torch.equal(batch, images[index])
 
 
 @pytest.mark.parametrize("cutout", [0, 3])
 def test_a_batch_is_uint8_and_channels_last(cutout: int) -> None:
     images = noise(20, 3, 8, 8)
-    config = AugmentConfig(crop_padding=1, flip=True, cutout=cutout)
-    batch = gather(images, torch.arange(5), draw(config, 5, 8, CPU), cutout, torch.zeros(3, dtype=torch.uint8))
+    config = AugmentConfig(crop_padding=1, flip="random", cutout=cutout)
+    batch = gather(
+        images, torch.arange(5), draw(config, NOT_MIRRORED[:5], 8), cutout, torch.zeros(3, dtype=torch.uint8)
+    )
     assert batch.dtype == torch.uint8
     assert batch.shape == (5, 3, 8, 8)
     assert batch.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_flip_off_never_flips_and_flip_on_flips_about_half() -> None:
-    torch.manual_seed(0)
-    count = 20_000
-    assert not bool(draw(AugmentConfig(flip=False), count, 8, CPU).flip.any())
-    on = draw(AugmentConfig(flip=True), count, 8, CPU).flip
+def test_without_flip_no_image_is_mirrored() -> None:
+    assert not mirrored(AugmentConfig(flip="none"), 1000, seed=0, epoch=1).any()
+
+
+@pytest.mark.parametrize("flip", ["random", "alternating"])
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_half_of_the_images_are_mirrored(flip: Literal["random", "alternating"], epoch: int) -> None:
+    on = mirrored(AugmentConfig(flip=flip), 20_000, seed=0, epoch=epoch)
     assert on.dtype == torch.bool
     assert float(on.float().mean()) == pytest.approx(0.5, abs=0.02)  # 5.6 standard deviations
+
+
+def test_random_flips_are_drawn_anew_in_each_epoch() -> None:
+    config = AugmentConfig(flip="random")
+    epochs = [mirrored(config, 10_000, seed=0, epoch=epoch).float() for epoch in (1, 2, 3)]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert float((epochs[one] == epochs[other]).float().mean()) == pytest.approx(0.5, abs=0.025)
+    assert torch.equal(epochs[0], mirrored(config, 10_000, seed=0, epoch=1))
+
+
+def test_alternating_flips_show_each_image_one_way_in_every_other_epoch() -> None:
+    config = AugmentConfig(flip="alternating")
+    first, second, third = (mirrored(config, 10_000, seed=0, epoch=epoch) for epoch in (1, 2, 3))
+    assert torch.equal(second, ~first)
+    assert torch.equal(third, first)
+    other = mirrored(config, 10_000, seed=1, epoch=1)
+    assert float((first == other).float().mean()) == pytest.approx(0.5, abs=0.025)
 
 
 @pytest.mark.parametrize("padding", [0, 1, 3])
 def test_shifts_are_uniform_with_both_ends_and_independent_of_each_other(padding: int) -> None:
     torch.manual_seed(0)
     count = 20_000
-    draws = draw(AugmentConfig(crop_padding=padding), count, 8, CPU)
+    draws = draw(AugmentConfig(crop_padding=padding), NOT_MIRRORED[:count], 8)
     values = 2 * padding + 1
     for shift in (draws.shift_y, draws.shift_x):
         assert (int(shift.min()), int(shift.max())) == (-padding, padding)
@@ -136,7 +162,7 @@ def test_shifts_are_uniform_with_both_ends_and_independent_of_each_other(padding
 def test_centres_of_the_square_are_uniform_over_the_image(size: int) -> None:
     torch.manual_seed(0)
     count = 20_000
-    draws = draw(AugmentConfig(cutout=2), count, size, CPU)
+    draws = draw(AugmentConfig(cutout=2), NOT_MIRRORED[:count], size)
     for centre in (draws.cutout_y, draws.cutout_x):
         assert (int(centre.min()), int(centre.max())) == (0, size - 1)
         assert (torch.bincount(centre) / count).tolist() == pytest.approx([1 / size] * size, abs=0.02)
@@ -145,12 +171,12 @@ def test_centres_of_the_square_are_uniform_over_the_image(size: int) -> None:
 
 
 def test_draws_follow_the_random_seed() -> None:
-    config = AugmentConfig(crop_padding=2, flip=True, cutout=3)
+    config = AugmentConfig(crop_padding=2, flip="random", cutout=3)
 
     def drawn(seed: int) -> list[list[int]]:
         torch.manual_seed(seed)
-        draws = draw(config, 50, 8, CPU)
-        fields = (draws.shift_y, draws.shift_x, draws.flip, draws.cutout_y, draws.cutout_x)
+        draws = draw(config, NOT_MIRRORED[:50], 8)
+        fields = (draws.shift_y, draws.shift_x, draws.cutout_y, draws.cutout_x)
         return [values.tolist() for values in fields]
 
     first, other = drawn(1), drawn(2)

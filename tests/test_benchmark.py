@@ -117,9 +117,13 @@ def test_the_timing_of_a_slow_model_is_cut_short_and_says_so(monkeypatch: pytest
     timer.device, timer.images = torch.device("cpu"), torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
     calls: list[int] = []
 
-    def network(images: torch.Tensor) -> None:
-        calls.append(len(images))
+    class Network:
+        tta = "flip"
 
+        def __call__(self, images: torch.Tensor) -> None:
+            calls.append(len(images))
+
+    network = Network()
     assert timer._time_batches(network, 2, 20).n == 20
     assert calls == [2] * (benchmark.NUM_WARMUP + 20)
     del calls[:]

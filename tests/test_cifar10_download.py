@@ -89,7 +89,7 @@ def test_cifar10_is_downloaded_once(archive: Archive, cache: Path, capfd: pytest
     assert sizes(splits) == (120, 30, 30)
     assert splits.class_names == ("cat", "dog", "emu")
     assert splits.resize == {"channels": 3, "image_size": 32, "rule": "native"}
-    assert (splits.source, splits.flips) == ("cifar10", (False, True))
+    assert (splits.source, splits.flips) == ("cifar10", ("none", "random", "alternating"))
     assert np.array_equal(splits.test.images.reshape(30, -1), archive.batches["test_batch"]["data"])
     assert [path.name for path in cache.iterdir()] == ["cifar-10-batches-py"]  # no archive, nothing half-done
     archive.close()

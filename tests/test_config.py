@@ -14,6 +14,8 @@ UNUSUAL: dict[str, Any] = {
         "widths": [8, 24],
         "blocks": [2, 1],
         "kernel_sizes": [5, 1],
+        "whitening": True,
+        "init": "dirac",
         "activation": "mish",
         "norm": "group",
         "norm_placement": "before_conv",
@@ -25,13 +27,14 @@ UNUSUAL: dict[str, Any] = {
         "head_dropout": 0.2,
     },
     "image_size": 24,
-    "optimizer": {"name": "adamw", "lr": 0.003, "weight_decay": 0.01, "momentum": 0.8},
+    "optimizer": {"name": "adamw", "lr": 0.003, "weight_decay": 0.01, "momentum": 0.8, "lookahead": True},
     "lr_schedule": {"name": "cosine", "warmup": 0.1},
-    "augment": {"crop_padding": 4, "flip": True, "cutout": 8},
+    "augment": {"crop_padding": 4, "flip": "random", "cutout": 8},
     "batch_size": 96,
     "label_smoothing": 0.15,
     "sync_batch_norm": True,
     "class_weights": "balanced",
+    "tta": "flip",
 }
 """A configuration in which every value but the family differs from its default."""
 

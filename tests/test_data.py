@@ -66,7 +66,7 @@ def test_digits() -> None:
     assert sizes(splits) == (1150, 288, 359)
     assert splits.train.images.shape == (1150, 1, 8, 8)
     assert splits.class_names == tuple("0123456789")
-    assert splits.flips == (False,)
+    assert splits.flips == ("none",)
     assert splits.source == "digits"
     assert splits.resize == {"channels": 1, "image_size": 8, "rule": "native"}
     assert splits.train.images.max() == 255

@@ -21,7 +21,7 @@ from cifar_ray.models.resnet import ResNet
 
 pytestmark = pytest.mark.usefixtures("one_thread", "own_cache")
 
-AUGMENT = AugmentConfig(crop_padding=2, flip=True, cutout=2)
+AUGMENT = AugmentConfig(crop_padding=2, flip="random", cutout=2)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def head_config(views: int = 1, **changes: Any) -> TrialConfig:
 
 def get_features(config: TrialConfig, data: DeviceData, seed: int = 0) -> Features:
     model = build_model(config, num_classes=2, channels=3, image_size=8)
-    model.initialize(data.mean, data.std, random_weights(seed=seed))
+    model.initialize(data.mean, data.std, data.train_images, random_weights(seed=seed))
     return head_features(model, config, data.train_images, data.val_images, data.images_key, data.fill)
 
 
@@ -97,7 +97,7 @@ def test_each_view_and_augmentation_has_features_of_its_own(computed: list[int])
 
 def test_a_view_holds_the_features_of_the_augmented_images() -> None:
     data = small_data()
-    found = get_features(head_config(views=2, augment=AugmentConfig(flip=True)), data)
+    found = get_features(head_config(views=2, augment=AugmentConfig(flip="random")), data)
     mirrored = DeviceData.from_arrays(
         {
             "train_images": data.train_images.flip(3).numpy(),
@@ -151,7 +151,7 @@ def test_epochs_take_turns_with_the_views_and_the_first_one_says_how_many(monkey
     train_epoch = loop.train_epoch
 
     def watched(*args: Any) -> Tensor:
-        seen.append(args[-1])
+        seen.append(args[-2])
         return train_epoch(*args)
 
     monkeypatch.setattr(loop, "train_epoch", watched)

@@ -37,7 +37,7 @@ def test_tree_layouts(tmp_path: Path, folders: dict[str, int], expected: tuple[i
     assert sizes(splits) == expected
     assert splits.class_names == ("cat", "dog")
     assert splits.source == str(tmp_path / "d")
-    assert splits.flips == (False, True)
+    assert splits.flips == ("none", "random", "alternating")
     train, val, test = pixels(splits)
     assert len(train | val | test) == sum(expected)  # every image is another one: the splits share none
     for part in (splits.train, splits.val, splits.test):

@@ -104,7 +104,7 @@ def test_read_only_arrays_are_trained_on_without_a_warning() -> None:
             data = DeviceData.from_arrays(given, 2, CPU)
     finally:
         torch.set_warn_always(always)
-    augmented = tiny_config(augment=AugmentConfig(crop_padding=1, flip=True, cutout=2))
+    augmented = tiny_config(augment=AugmentConfig(crop_padding=1, flip="random", cutout=2))
     run_experiment(augmented, data, seed=0, max_epochs=1)
     for name, array in given.items():
         np.testing.assert_array_equal(array, before[name])
@@ -328,7 +328,7 @@ def test_no_value_is_read_back_from_the_device_inside_an_epoch(
         model=replace(TINY, norm=norm, dropout=0.1, head_dropout=0.1),
         optimizer=OptimizerConfig(name=name),  # type: ignore[arg-type]
         lr_schedule=schedule(lr_schedule),
-        augment=AugmentConfig(crop_padding=1, flip=True, cutout=2),
+        augment=AugmentConfig(crop_padding=1, flip="random", cutout=2),
         label_smoothing=0.1,
         class_weights=class_weights,
     )
@@ -535,7 +535,7 @@ def test_a_batch_larger_than_the_data_is_all_of_them() -> None:
 
 
 def test_a_padding_wider_than_the_image_trains() -> None:
-    config = tiny_config(augment=AugmentConfig(crop_padding=40, flip=True, cutout=3))
+    config = tiny_config(augment=AugmentConfig(crop_padding=40, flip="random", cutout=3))
     assert len(run_experiment(config, device_data(), seed=0, max_epochs=1).history) == 1
 
 
@@ -567,7 +567,7 @@ def test_a_training_that_goes_on_is_the_same_to_the_bit(name: Any, lr_schedule: 
         model=replace(TINY, dropout=0.2),
         optimizer=OptimizerConfig(name=name, lr=0.01),
         lr_schedule=schedule(lr_schedule),
-        augment=AugmentConfig(crop_padding=1, flip=True),
+        augment=AugmentConfig(crop_padding=1, flip="random"),
     )
     whole, gone_on = interrupted(config, 5, after)
     assert weights_equal(whole.model, gone_on.model)
@@ -597,7 +597,7 @@ def test_a_training_that_goes_on_remembers_its_best_weights_and_patience() -> No
 @pytest.mark.parametrize("finetune", ["head", "gradual"])
 def test_a_fine_tuning_that_goes_on_is_the_same(finetune: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    augment = AugmentConfig(flip=True)
+    augment = AugmentConfig(flip="random")
     config = resnet_config(augment, finetune=finetune, feature_views=2 if finetune == "head" else 1)
     packed: dict[int, bytes] = {}
     given: dict[str, Any] = {"seed": 0, "max_epochs": 3, "pretrained": random_weights()}

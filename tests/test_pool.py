@@ -14,6 +14,7 @@ import pytest
 import ray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_search import TASK, Recorder, small_config
+from tiny import without_times
 
 from cifar_ray import search, worker
 from cifar_ray.checkpoint import read_model
@@ -21,6 +22,7 @@ from cifar_ray.data import load_data
 from cifar_ray.desk import Message, Trained
 from cifar_ray.results import CHECKPOINT, RunFolder, read_csv, read_json, read_trials
 from cifar_ray.space import Space
+from cifar_ray.study import open_study, study_records
 from cifar_ray.trial import TrialSettings
 from cifar_ray.worker import FinalModel, Workers, open_pool, train_models, unpack_history
 
@@ -60,7 +62,7 @@ def run_search(
         trial.suggest_float("unused", 0, 1)
         return configs[min(trial.number, len(configs) - 1)]
 
-    study = search.open_study(tmp_path / "study.journal", "given", "random", seed=0)
+    study = open_study(tmp_path / "study.journal", "given", "random", seed=0)
     space = Space("given", draw, lambda task: {"unused": 0.5})
     searcher = search.StudySearcher(study, space, TASK, num_trials, 0, watcher, checkpoints=checkpoints or {})
     settings = TrialSettings([ray.put(arrays)], 10, MAX_EPOCHS, MAX_EPOCHS, "accuracy", 1)
@@ -69,7 +71,7 @@ def run_search(
         with open_pool(settings, workers, tmp_path, judged=True) as pool:
             search.run_search(searcher, settings, workers.resources, tmp_path, pool)
     finally:
-        records = list(search.study_records(study))
+        records = list(study_records(study))
     return records
 
 
@@ -176,10 +178,7 @@ def test_a_trial_goes_on_from_its_checkpoint_as_if_it_had_never_ended(
     (tmp_path / "rest").mkdir()
     checkpoint = search.TrialCheckpoint(packed, rows)
     (record,) = run_search([GOOD], digit_arrays, tmp_path / "rest", 1, rest, checkpoints={0: checkpoint})
-    timed = ("train_s", "eval_s", "seconds")
-    first, second = (
-        [{name: row[name] for name in row if name not in timed} for row in watcher.rows[0]] for watcher in (whole, rest)
-    )
+    first, second = (without_times([{**row, "seconds": {}} for row in watcher.rows[0]]) for watcher in (whole, rest))
     assert first == second
     assert {**record, "seconds": 0, "ended_s": 0} == {**expected, "seconds": 0, "ended_s": 0}
     assert record["seconds"]["train"] == pytest.approx(sum(row["train_s"] for row in rest.rows[0]))

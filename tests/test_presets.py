@@ -13,7 +13,7 @@ from cifar_ray.presets import PRESETS, preset
 from cifar_ray.space import load_space
 
 CIFAR10 = Task(10, 3, 32, 45_000, "cpu")
-DIGITS = Task(10, 1, 8, 1150, "cpu", flips=(False,))
+DIGITS = Task(10, 1, 8, 1150, "cpu", flips=("none",))
 TASKS = [CIFAR10, DIGITS, Task(2, 1, 9, 20, "cuda"), Task(100, 3, 64, 1000, "cuda"), Task(3, 3, 160, 50, "cpu")]
 RESNETS = [
     "resnet18-frozen",
@@ -49,8 +49,8 @@ def test_a_preset_is_a_model_for_any_images(name: str, task: Task) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_mirrors_images_only_where_that_makes_sense(name: str) -> None:
-    assert preset(name, CIFAR10).augment.flip == (name not in WITHOUT_AUGMENTATION)
-    assert not preset(name, replace(CIFAR10, flips=(False,))).augment.flip
+    assert preset(name, CIFAR10).augment.flip == ("none" if name in WITHOUT_AUGMENTATION else "alternating")
+    assert preset(name, replace(CIFAR10, flips=("none",))).augment.flip == "none"
 
 
 @pytest.mark.parametrize(("name", "device"), [("small-cnn", "cpu"), ("fast-cnn", "cuda")])

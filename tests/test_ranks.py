@@ -22,7 +22,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 PARALLEL = tiny_config(
     model=SMOOTH, lr_schedule=schedule("cosine"), optimizer=OptimizerConfig(lr=0.02), label_smoothing=0.1
 )
-AUGMENTED = tiny_config(model=replace(TINY, dropout=0.2), augment=AugmentConfig(crop_padding=1, flip=True, cutout=2))
+AUGMENTED = tiny_config(
+    model=replace(TINY, dropout=0.2), augment=AugmentConfig(crop_padding=1, flip="random", cutout=2)
+)
 WEIGHTED = replace(PARALLEL, class_weights="balanced")
 EVERYTHING = replace(
     AUGMENTED,

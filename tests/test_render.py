@@ -124,11 +124,13 @@ def test_ledger_accounts_for_the_slot_time(run: results.RunFolder) -> None:
     kinds = [trial["seconds"] for trial in results.read_trials(run.trials_jsonl)]
     train_s = sum(kind["train"] for kind in kinds)
     rest_s = slot_s - sum(sum(kind.values()) for kind in kinds)
-    markdown = run.report_md.read_text()
-    assert (
-        f"| train | {int(train_s // 60)} min {round(train_s % 60):02d} s | {100 * train_s / slot_s:.1f} % |" in markdown
-    )
-    assert f"| unaccounted | {round(rest_s)} s | {100 * rest_s / slot_s:.1f} % |" in markdown
+    rows = re.findall(r"^\| (\w+) \| ([^|]*) \| (.+) \| (.+) % \|$", run.report_md.read_text(), re.MULTILINE)
+    known = (*results.TRIAL_SECONDS, "idle")
+    cells = {kind: (seconds, float(share)) for kind, _, seconds, share in rows if kind in known}
+    assert cells["train"] == (f"{int(train_s // 60)} min {round(train_s % 60):02d} s", round(100 * train_s / slot_s, 1))
+    assert cells["idle"] == (f"{round(rest_s)} s", round(100 * rest_s / slot_s, 1))
+    assert set(cells) == {*known} - {"checkpoint"}  # which took no time
+    assert sum(share for _, share in cells.values()) == pytest.approx(100, abs=0.05 * len(cells))
 
 
 def test_best_so_far_counts_complete_and_pruned_trials_in_the_order_they_ended() -> None:
@@ -231,6 +233,22 @@ def test_the_best_of_each_family_stand_side_by_side(two_families: results.RunFol
 def test_one_family_is_not_compared_with_itself(run: results.RunFolder) -> None:
     text = run.report_md.read_text().lower()
     assert "family" not in text.replace('"family": "cnn"', "") and "features" not in text
+
+
+def test_test_time_augmentation_is_declared_where_its_scores_stand(run: results.RunFolder, tmp_path: Path) -> None:
+    rows = results.read_csv(run.results_csv)
+    assert "TTA" not in run.report_md.read_text() + render.results_table(ranking.summarise(rows))
+    folder = results.RunFolder(tmp_path / "flipped")
+    shutil.copytree(run.root, folder.root)
+    chosen = next(row["config"] for row in rows if row["config"] != "default")
+    flipped = [{**row, "tta": "flip" if row["config"] == chosen else "none"} for row in rows]
+    results.write_csv(folder.results_csv, results.RESULTS_COLUMNS, flipped)
+    render.build_report(folder.root)
+    text = folder.report_md.read_text()
+    [line] = [line for line in text.splitlines() if line.startswith("|") and "**flip TTA**" in line]
+    assert f" {chosen} " in line
+    assert "flip TTA: each image is judged together with its mirror image" in text
+    assert render.results_table(ranking.summarise(flipped)).endswith(f"with flip test-time augmentation: {chosen}")
     assert not table_rows(text, "space")
 
 
@@ -409,7 +427,7 @@ def test_results_table_fits_a_terminal(metric: str) -> None:
         for config in ("default", "a-preset-whose-name-does-not-end-where-anyone-would-expect")
         for seed in range(3)
     ]
-    lines = render.results_table(ranking.summarise(rows), metric).splitlines()
+    lines = render.render.results_table(ranking.summarise(rows), metric).splitlines()
     assert len(lines) == 3 and {len(line) for line in lines} == {80}
     assert ("91.33" if metric == "accuracy" else "0.9133") in lines[1] or "±" in lines[1]
     assert "12.3M" in lines[1] and "…" in lines[2]

@@ -19,12 +19,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 STAGES = ["layer4", "layer3", "layer2", "layer1"]
 OPTIMIZERS = ("sgd", "adamw", "muon")
+NO_IMAGES = torch.empty(0)
 TRAINED = {"head": 0, "last_stage": 1, "last_two_stages": 2, "all": 5}
 
 
 def build(config: TrialConfig, channels: int = 3, image_size: int = 8, pretrained: Any = None) -> Classifier:
     model = build_model(config, num_classes=2, channels=channels, image_size=image_size)
-    model.initialize(torch.full((channels,), 100.0), torch.full((channels,), 50.0), pretrained)
+    model.initialize(torch.full((channels,), 100.0), torch.full((channels,), 50.0), NO_IMAGES, pretrained)
     return model
 
 

@@ -15,7 +15,7 @@ from cifar_ray.space import Space, load_space
 
 SPACES = ["cnn", "resnet"]
 TASKS = [
-    Task(10, 1, 8, 1150, device, flips=(False,))  # type: ignore[arg-type]
+    Task(10, 1, 8, 1150, device, flips=("none",))  # type: ignore[arg-type]
     for device in ("cpu", "cuda")
 ] + [
     Task(num_classes, channels, size, 40_000, device)  # type: ignore[arg-type]
@@ -126,10 +126,10 @@ def test_class_weights_are_drawn_only_where_the_classes_differ_in_size(imbalance
 @pytest.mark.parametrize("task", TASKS[:2], ids=task_name)
 @pytest.mark.parametrize("name", SPACES)
 def test_images_that_must_not_be_mirrored_never_are(name: str, task: Task) -> None:
-    assert task.flips == (False,)
+    assert task.flips == ("none",)
     space = load_space(name)
-    assert not any(config.augment.flip for _, config in samples(space, task, NUM_SAMPLES))
-    assert space.config(optuna.trial.FixedTrial(space.default(task)), task).augment.flip is False
+    assert {config.augment.flip for _, config in samples(space, task, NUM_SAMPLES)} == {"none"}
+    assert space.config(optuna.trial.FixedTrial(space.default(task)), task).augment.flip == "none"
 
 
 @pytest.mark.parametrize("size", [*range(1, 65), 96, 160])

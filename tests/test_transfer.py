@@ -28,7 +28,7 @@ def space(trial, task):
         "model": {"backbone": task.backbones[0], "weights": task.weights, "finetune": finetune, "feature_views": views},
         "image_size": 32,
         "optimizer": {"name": "adamw", "lr": trial.suggest_float("lr", 1e-3, 1e-2, log=True)},
-        "augment": {"flip": True} if views > 1 else {},
+        "augment": {"flip": "random"} if views > 1 else {},
         "batch_size": 30,
     }
 

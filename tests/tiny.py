@@ -65,7 +65,7 @@ def schedule(name: str) -> LRScheduleConfig:
 
 
 def without_times(history: list[Row]) -> list[Row]:
-    return [{key: value for key, value in row.items() if key not in ("train_s", "eval_s")} for row in history]
+    return [{key: value for key, value in row.items() if not key.endswith("_s")} for row in history]
 
 
 def weights_equal(first: nn.Module, second: nn.Module) -> bool:

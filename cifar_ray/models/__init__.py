@@ -11,6 +11,9 @@ from cifar_ray.config import ResNetConfig, TrialConfig
 from cifar_ray.models.cnn import CNN
 from cifar_ray.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet
 
+NUM_WHITENED = 2000
+"""Training images of whose patches the whitening filters are made."""
+
 
 class Normalize(nn.Module):
     """uint8 images (B, C, H, W) to floats with zero mean and unit deviation per channel of the training images."""
@@ -30,14 +33,18 @@ class Normalize(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Normalisation, resize and network in one: uint8 images (B, C, H, W) -> logits (B, num_classes)."""
+    """Normalisation, resize and network in one: uint8 images (B, C, H, W) -> logits (B, num_classes).
 
-    def __init__(self, normalize: Normalize, network: CNN | ResNet, image_size: int) -> None:
+    In eval mode with test-time augmentation (`TrialConfig.tta`), what it does takes twice as long.
+    """
+
+    def __init__(self, normalize: Normalize, network: CNN | ResNet, image_size: int, tta: str) -> None:
         super().__init__()
         self.normalize = normalize
         self.network = network
         self.image_size = image_size
         """Side of the network's images in pixels; others are resized to it."""
+        self.tta = tta
 
     @property
     def eval_batch_size(self) -> int:
@@ -54,17 +61,27 @@ class Classifier(nn.Module):
         return functional.interpolate(x, size=(size, size), mode="bilinear", antialias=x.shape[-1] > size)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(self.inputs(images))
+        x = self.inputs(images)
+        logits = self.network(x)
+        if self.training or self.tta == "none":
+            return logits
+        return (logits + self.network(x.flip(-1))) / 2
 
     def unfreeze(self, epoch: int, max_epochs: int) -> bool:
         """Let that train which does in `epoch` (from 1); return whether that changes anything."""
         return isinstance(self.network, ResNet) and self.network.unfreeze(epoch, max_epochs)
 
     @torch.no_grad()
-    def initialize(self, mean: Tensor, std: Tensor, pretrained: Mapping[str, np.ndarray] | None = None) -> None:
-        """Set the normalisation to `mean` and `std` (C,) of the training pixels (0..255), or load pretrained weights.
+    def initialize(
+        self, mean: Tensor, std: Tensor, images: Tensor, pretrained: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """Set what comes from the training images, or load pretrained weights.
 
-        Those go with the normalisation that they were trained with.
+        Args:
+            mean: (C,) of the training pixels, 0..255.
+            std: (C,) standard deviation of them.
+            images: (N, C, H, W) uint8, the training images.
+            pretrained: backbone weights, which go with the normalisation that they were trained with.
         """
         if pretrained is not None:
             assert isinstance(self.network, ResNet)
@@ -73,13 +90,15 @@ class Classifier(nn.Module):
             mean, std = colours if len(mean) == 3 else colours.mean(1, keepdim=True)
         self.normalize.mean.copy_(mean.view(1, -1, 1, 1))
         self.normalize.std.copy_(std.view(1, -1, 1, 1))
+        if isinstance(self.network, CNN) and self.network.whitening is not None:
+            self.network.whitening.fit(self.inputs(images[:NUM_WHITENED]))
 
 
 def build_model(config: TrialConfig, *, num_classes: int, channels: int, image_size: int) -> Classifier:
     """Build an untrained model from its configuration; weights come from torch's global random state.
 
-    The normalisation is the identity, and pretrained weights are zeros, until :meth:`Classifier.initialize` or a
-    checkpoint sets them.
+    The normalisation is the identity, whitening filters are random, and pretrained weights are zeros, until
+    :meth:`Classifier.initialize` or a checkpoint sets them.
 
     Raises:
         InputError: the network cannot take such images.
@@ -90,7 +109,7 @@ def build_model(config: TrialConfig, *, num_classes: int, channels: int, image_s
         network = ResNet(config.model, num_classes, size)
     else:
         network = CNN(config.model, num_classes, channels, size)
-    return Classifier(Normalize(channels), network, size)
+    return Classifier(Normalize(channels), network, size, config.tta)
 
 
 def count_params(model: nn.Module) -> int:

@@ -1,8 +1,10 @@
 """A convolutional network from scratch, its architecture given by :class:`~cifar_ray.config.CNNConfig`."""
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from cifar_ray.config import CNNConfig
+from cifar_ray.config import CNNConfig, InputError
 from cifar_ray.models.norms import make_norm
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "mish": nn.Mish, "silu": nn.SiLU, "gelu": nn.GELU}
@@ -38,6 +40,34 @@ class ConvBlock(nn.Module):
         return x + self.layers(x) if self.residual else self.layers(x)
 
 
+class PatchWhitening(nn.Module):
+    """Whitens 2x2 patches: (B, C, H, W) -> (B, 8 C, H - 1, W - 1).
+
+    Half of the filters are the principal directions of the patches, each scaled to unit variance, and the other half
+    are their negatives, since an activation follows. Only the bias trains (Jordan 2024, arXiv:2404.00498).
+    """
+
+    SIDE = 2
+    EPS = 5e-4
+    """Added to the variances: directions that hardly vary are noise."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 2 * channels * self.SIDE**2, self.SIDE)
+        self.conv.weight.requires_grad_(False)
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> None:
+        """Make the filters for the patches of normalised images (N, C, H, W)."""
+        patches = functional.unfold(x, self.SIDE).transpose(0, 1).flatten(1).double()  # (C * 4, patches)
+        variances, directions = torch.linalg.eigh(patches @ patches.T / patches.shape[1])  # ascending; in columns
+        filters = (directions / (variances + self.EPS).sqrt()).T.flip(0).view(-1, *self.conv.weight.shape[1:])
+        self.conv.weight.copy_(torch.cat([filters, -filters]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
 def make_pool(name: str) -> nn.Module:
     """Pooling of `CNNConfig.head_pool`: (B, C, H, W) -> (B, C, 1, 1), or unchanged where all pixels are kept."""
     if name == "flatten":
@@ -52,6 +82,13 @@ class CNN(nn.Module):
         super().__init__()
         blocks: list[nn.Module] = []
         size = image_size
+        self.whitening: PatchWhitening | None = None
+        if config.whitening:
+            if image_size < PatchWhitening.SIDE:
+                raise InputError(f"model/whitening: needs images of {PatchWhitening.SIDE} pixels or more")
+            self.whitening = PatchWhitening(channels)
+            self.activation = ACTIVATIONS[config.activation]()
+            channels, size = self.whitening.conv.out_channels, image_size - PatchWhitening.SIDE + 1
         for width, num_blocks, kernel_size in zip(config.widths, config.blocks, config.kernel_sizes, strict=True):
             for index in range(num_blocks):
                 pool = index == 0 and size >= 2
@@ -68,11 +105,15 @@ class CNN(nn.Module):
         self.hidden = nn.Sequential(*hidden)
         self.dropout = nn.Dropout(config.head_dropout)
         self.classifier = nn.Linear(num_features, num_classes)
-        for module in self.modules():
+        for module in self.blocks.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if config.init == "dirac":
+                    nn.init.dirac_(module.weight.data[: module.in_channels])
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.whitening is not None:
+            x = self.activation(self.whitening(x))
         x = self.blocks(x)  # (B, D, H', W')
         x = self.pool(x).flatten(1)  # (B, D)
         x = self.hidden(x)

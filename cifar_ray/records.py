@@ -1,0 +1,92 @@
+"""The records of a run as a report needs them: read once, with what follows from several of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cifar_ray import results
+from cifar_ray.figures import COLOURS, GREYS, LINES
+from cifar_ray.ranking import (
+    TRIED,
+    Interval,
+    best_of_families,
+    best_value,
+    compare_best,
+    is_default,
+    percent,
+    summarise,
+)
+from cifar_ray.report_parts import decimals
+from cifar_ray.results import DEFAULT, Row, RunFolder
+
+
+class Records:
+    """All records of a run, read once; what is missing is empty."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.run: Row = results.read_json(folder.run_json)
+        self.metric = str(self.run.get("metric") or "accuracy")
+        self.metric_name = {"auc": "AUC", "f1": "F1"}.get(self.metric, self.metric)
+        self.trials = results.read_trials(folder.trials_jsonl)
+        self.rows = results.read_csv(folder.results_csv)
+        self.latency = results.read_csv(folder.latency_csv)
+        self.predictions = results.read_predictions(folder.predictions_npz)
+        self.summaries = summarise(self.rows)
+        self.comparisons = compare_best(self.rows, self.summaries, self.predictions)
+        models = [model for one in self.summaries for model in one.models]
+        self.histories = {name: results.read_csv(folder.model(name) / "history.csv") for name in models}
+        self.data: Row = self.run.get("data") or {}
+        self.device: Row = self.run.get("device") or {}
+        self.phases = {name: s for name, s in (self.run.get("phases_s") or {}).items() if s is not None}
+        self.space_of = {trial["name"]: str(trial.get("space")) for trial in self.trials}
+        self.several_spaces = len(set(self.space_of.values())) > 1
+        self.family_of = {trial["name"]: (trial.get("config") or {}).get("family") for trial in self.trials}
+        self.family_of |= {one.config: one.family for one in self.summaries}
+        self.best_of_families = best_of_families(self.summaries)
+        self.several_families = len(self.best_of_families) > 1
+        tried = [trial for trial in self.trials if trial["state"] in TRIED and best_value(trial) is not None]
+        self.tried = sorted(tried, key=lambda trial: -best_value(trial))
+        self.styles = {}
+        defaults = sorted(one.config for one in self.summaries if is_default(one.config))
+        for i, one in enumerate(self.summaries):
+            colours, place = (GREYS, defaults.index(one.config)) if one.config in defaults else (COLOURS, i)
+            line = LINES[place // len(colours) % len(LINES)]
+            self.styles[one.config] = {"color": colours[place % len(colours)], "linestyle": line}
+
+    def score(self, value: float | Interval | None) -> str:
+        """The metric of the search as text: accuracy in percent, others as fractions."""
+        if self.metric == "accuracy":
+            return f"{percent(value)} %"
+        return decimals(value.mean if isinstance(value, Interval) else value)
+
+    def default_of(self, name: str, among: Iterable[str]) -> str | None:
+        """The default recipe in `among` that a configuration is to be measured by: its family's, of its space first."""
+        family = [one for one in among if is_default(one) and self.family_of.get(one) == self.family_of.get(name)]
+        space = self.space_of.get(name)
+        return min(family, key=lambda one: (self.space_of.get(one) != space, one != DEFAULT), default=None)
+
+    def recipe(self, default: str) -> str:
+        """What to call a default recipe."""
+        if not (self.several_spaces or self.several_families):
+            return "the default recipe"
+        return f"the default recipe of {self.space_of.get(default) or self.family_of.get(default)}"
+
+    def origin(self, name: str) -> Row:
+        """A cell that tells where a configuration comes from, where that differs within the run."""
+        if self.several_spaces:
+            return {"space": self.space_of.get(name, "-")}
+        return {"family": self.family_of.get(name) or "-"} if self.several_families else {}
+
+    def class_name(self, index: int) -> str:
+        names = self.data.get("class_names") or []
+        return str(names[index]) if index < len(names) else str(index)
+
+    def config(self, name: str, model: str) -> Row:
+        """The configuration of that name, from the trials or else from the saved model."""
+        for trial in self.trials:
+            if trial["name"] == name and trial.get("config"):
+                return trial["config"]
+        path = self.folder.model(model) / "config.json"
+        saved: Row = results.read_json(path) if path.exists() else {}
+        return saved.get("config", saved)

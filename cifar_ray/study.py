@@ -1,0 +1,117 @@
+"""The Optuna study of a search: opened or taken up again, told how trials ended, and read for the finalists.
+
+Its journal is the record of the search. Knows nothing of Ray: how trials are run is the matter of `search`.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from cifar_ray.ranking import is_default
+
+RECORD = "record"
+"""User attribute of a finished trial in the study: its record, one line of trials.jsonl."""
+
+Record = dict[str, Any]
+
+
+def open_study(journal: Path, name: str, sampler: str, seed: int) -> optuna.Study:
+    """Open the study `name` in a journal file, or make it; `sampler` is `tpe` or `random`.
+
+    Trials that were running when an earlier session of the run was killed wait to be run again, under their numbers and
+    with their parameters. One that had ended, but had not been told, is told.
+    """
+    storage = JournalStorage(JournalFileBackend(str(journal)))
+    study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+    # Not the seed of the first session: that would draw the same configurations again.
+    sampler_seed = int(
+        np.random.SeedSequence([seed, *([len(study.trials)] if study.trials else [])]).generate_state(1)[0]
+    )
+    study.sampler = (
+        # Conditional parameters are modelled together with those they depend on (group), and running trials
+        # count as bad ones (constant_liar), so that slots that ask side by side do not get the same answer.
+        # Trial 0 is a good start to model from: five random draws beside it are enough.
+        optuna.samplers.TPESampler(
+            n_startup_trials=6, multivariate=True, group=True, constant_liar=True, seed=sampler_seed
+        )
+        if sampler == "tpe"
+        else optuna.samplers.RandomSampler(seed=sampler_seed)
+    )
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if RECORD in trial.user_attrs:
+            tell(study, trial.number, trial.user_attrs[RECORD])
+        else:
+            storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+    return study
+
+
+def mend_journal(journal: Path) -> str | None:
+    """Make the journal of a killed run usable again; return what was mended, if anything was.
+
+    A lock that nobody holds any more would block the next write for 30 seconds, and a last line that was cut short
+    would make the journal unreadable once something is appended. Only to be called by the one writer.
+    """
+    mended = []
+    lock = journal.with_name(journal.name + ".lock")
+    if lock.is_symlink() or lock.exists():
+        lock.unlink()
+        mended.append("a stale lock removed")
+    data = journal.read_bytes() if journal.exists() else b""
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        with journal.open("r+b") as file:
+            file.truncate(len(whole))
+        mended.append(f"{len(data) - len(whole)} bytes of a line that was cut short removed")
+    return f"{journal.name}: {', '.join(mended)}" if mended else None
+
+
+def trial_seed(study_seed: int, *path: int) -> int:
+    """Seed of a trial (`path` is its number) or of a final training (trial number, seed index)."""
+    # As a spawn key: behind a list of numbers a zero changes nothing, and the first final training would repeat the
+    # very trial that was chosen for having gone well.
+    return int(np.random.SeedSequence(study_seed, spawn_key=path).generate_state(1)[0])
+
+
+def tell(study: optuna.Study, local_number: int, record: Record) -> None:
+    """Tell the study how a trial ended. One over a limit is PRUNED: of a failed one the sampler would learn nothing."""
+    if record["state"] == "complete":
+        study.tell(local_number, record["best"]["val_metric"])
+    else:
+        state = TrialState.FAIL if record["state"] == "failed" else TrialState.PRUNED
+        study.tell(local_number, state=state)
+
+
+def study_records(study: optuna.Study) -> Iterator[Record]:
+    """The records of the study's finished trials, by number."""
+    for trial in study.get_trials(deepcopy=False):
+        if RECORD in trial.user_attrs:
+            yield trial.user_attrs[RECORD]
+
+
+def finalists(records: Sequence[Record], number: int) -> list[Record]:
+    """The best `number` different configurations by validation metric, and beside them each space's best and default.
+
+    Ties go to the lower validation loss. Pruned trials come after all complete ones: they are needed only where few
+    trials reached their horizon. Failed and infeasible ones are left out.
+    """
+    usable = [record for record in records if record["state"] in ("complete", "pruned")]
+    usable.sort(key=lambda r: (r["state"] == "pruned", -r["best"]["val_metric"], r["best"]["val_loss"]))
+    different: dict[str, Record] = {}
+    for record in usable:
+        different.setdefault(json.dumps(record["config"], sort_keys=True), record)
+    best_of_space: dict[str, Record] = {}
+    for record in different.values():
+        best_of_space.setdefault(record["space"], record)
+    chosen = list(different.values())[:number]
+    defaults = [record for record in usable if is_default(record["name"])]
+    for record in [*best_of_space.values(), *defaults]:
+        if record not in chosen:
+            chosen.append(record)
+    return chosen
