@@ -185,6 +185,12 @@ class AugmentConfig:
     cutout: NonNegative = 0
     """Side of a square blanked at a random place, in pixels; 0 is off."""
 
+    @pydantic.field_validator("flip", mode="before")
+    @classmethod
+    def _flip_of_older_records(cls, flip: Any) -> Any:
+        """In configurations that were saved before flips could alternate, it is true or false."""
+        return {True: "random", False: "none"}[flip] if isinstance(flip, bool) else flip
+
 
 @dataclass(frozen=True, config=STRICT_KEYS)
 class TrialConfig:

@@ -56,6 +56,11 @@ UNUSUAL_RESNET: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize(("saved", "flip"), [(True, "random"), (False, "none")])
+def test_flips_of_configurations_that_were_saved_before_they_had_names(saved: bool, flip: str) -> None:
+    assert trial_config({"augment": {"flip": saved}}, "here").augment.flip == flip
+
+
 def told(values: Any) -> str:
     """The message that a wrong configuration gives, held to one line that begins with where it came from."""
     with pytest.raises(InputError) as caught:

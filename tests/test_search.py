@@ -40,16 +40,19 @@ class Recorder:
     def __init__(self) -> None:
         self.rows: dict[int, list[dict[str, Any]]] = {}
         self.records: list[dict[str, Any]] = []
+        self.events: list[tuple[str, int]] = []
         self.search_s = 0.0
 
     def trial_began(self, number: int, params: dict[str, Any]) -> None:
         self.rows[number] = []
+        self.events.append(("began", number))
 
     def epoch_ended(self, number: int, row: dict[str, Any]) -> None:
         self.rows[number].append(row)
 
     def trial_ended(self, record: dict[str, Any]) -> None:
         self.records.append(record)
+        self.events.append(("ended", record["number"]))
 
 
 def run_search(
@@ -138,6 +141,12 @@ def test_the_seconds_of_a_record_are_not_negative(mixed: Any) -> None:
     for record in study_records(study):
         assert min(record["seconds"].values()) >= 0
         assert list(record["seconds"]) == list(TRIAL_SECONDS)
+
+
+def test_the_next_configuration_is_drawn_before_the_slot_is_free(mixed: Any) -> None:
+    _, _, recorder = mixed
+    for number in (1, 2):  # the others replace failed trials, which nobody could foresee
+        assert recorder.events.index(("began", number)) < recorder.events.index(("ended", number - 1))
 
 
 def test_no_second_of_the_slot_is_counted_twice(mixed: Any) -> None:
