@@ -1,7 +1,7 @@
-"""What each piece of a recipe is worth: trains a recipe without any, with each of them alone, and with all.
+"""What pieces of a recipe are worth: trains a recipe without any, with each of them alone, and with all together.
 
     python benchmarks/recipe_pieces.py --data PATH [--shape small-cnn|airbench] [--seeds 4] [--max-epochs 8]
-        [--num-train 4000] [--num-val 5000] [--piece NAME ...]
+        [--num-train 4000] [--num-val 5000] [--variants whitening whitening+dirac ...]
 
 Trains on some of the training images and validates on others of them; the test split is not read. Variants share seeds,
 so their differences are taken seed by seed. Two processes of one thread each. Prints, for each variant, its validation
@@ -11,11 +11,11 @@ training and of validation as ratios to it.
 
 import argparse
 import itertools
+from collections.abc import Collection
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import cache
 from multiprocessing import get_context
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,28 +37,20 @@ AIRBENCH = TrialConfig(
 """The network of airbench94 at a quarter of its width."""
 
 
-def variants(base: TrialConfig) -> dict[str, TrialConfig]:
-    """The recipe without pieces first, then with each, then with all."""
-    plain = replace(
+PIECES = ("whitening", "dirac", "alternating", "lookahead", "tta")
+
+
+def with_pieces(base: TrialConfig, pieces: Collection[str]) -> TrialConfig:
+    """The recipe with these pieces and no others."""
+    assert set(pieces) <= set(PIECES), pieces
+    assert isinstance(base.model, CNNConfig)
+    return replace(
         base,
-        model=replace(base.model, whitening=False, init="kaiming"),
-        optimizer=replace(base.optimizer, lookahead=False),
-        augment=replace(base.augment, flip="random"),
-        tta="none",
+        model=replace(base.model, whitening="whitening" in pieces, init="dirac" if "dirac" in pieces else "kaiming"),
+        optimizer=replace(base.optimizer, lookahead="lookahead" in pieces),
+        augment=replace(base.augment, flip="alternating" if "alternating" in pieces else "random"),
+        tta="flip" if "tta" in pieces else "none",
     )
-    pieces: dict[str, dict[str, Any]] = {
-        "whitening": {"model": replace(plain.model, whitening=True)},
-        "dirac": {"model": replace(plain.model, init="dirac")},
-        "alternating flip": {"augment": replace(plain.augment, flip="alternating")},
-        "lookahead": {"optimizer": replace(plain.optimizer, lookahead=True)},
-        "flip at test time": {"tta": "flip"},
-    }
-    everything = pieces["whitening"] | {"model": replace(plain.model, whitening=True, init="dirac")}
-    for name in ("alternating flip", "lookahead", "flip at test time"):
-        everything |= pieces[name]
-    return {"plain": plain} | {name: replace(plain, **changes) for name, changes in pieces.items()} | {
-        "all": replace(plain, **everything)
-    }  # fmt: skip
 
 
 @cache
@@ -89,14 +81,11 @@ def main() -> None:
     parser.add_argument("--max-epochs", type=int, default=8)
     parser.add_argument("--num-train", type=int, default=4000)
     parser.add_argument("--num-val", type=int, default=5000)
-    parser.add_argument("--piece", nargs="*", help="of the variants, beside the recipe without pieces")
+    parser.add_argument("--variants", nargs="+", default=[*PIECES, "+".join(PIECES)], help="pieces, joined by +")
     args = parser.parse_args()
     base = AIRBENCH if args.shape == "airbench" else preset("small-cnn", Task(10, 3, 32, args.num_train, "cpu"))
-    chosen = {
-        name: config
-        for name, config in variants(base).items()
-        if not args.piece or name in ("plain", *args.piece)
-    }  # fmt: skip
+    chosen = {"plain": with_pieces(base, ())}
+    chosen |= {name: with_pieces(base, name.split("+")) for name in args.variants}
     jobs = [(args, name, seed, config) for seed, (name, config) in itertools.product(range(args.seeds), chosen.items())]
     found: dict[str, dict[int, tuple[float, float, float]]] = {name: {} for name in chosen}
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
@@ -109,7 +98,7 @@ def main() -> None:
         accuracy, gained = mean_interval(100 * values[:, 0]), mean_interval(100 * (values[:, 0] - plain[:, 0]))
         ratios = values[:, 1:].sum(0) / plain[:, 1:].sum(0)
         print(
-            f"{name:18} {accuracy.mean:.2f} ± {accuracy.half_width or 0:.2f} %, "
+            f"{name:24} {accuracy.mean:.2f} ± {accuracy.half_width or 0:.2f} %, "
             f"{gained.mean:+.2f} ± {gained.half_width or 0:.2f} points; training takes {ratios[0]:.2f}, "
             f"validation {ratios[1]:.2f} times as long (n = {args.seeds})"
         )

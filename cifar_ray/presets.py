@@ -6,6 +6,7 @@ from typing import Any, Literal
 from cifar_ray.config import (
     AugmentConfig,
     CNNConfig,
+    Flip,
     InputError,
     LRScheduleConfig,
     OptimizerConfig,
@@ -77,9 +78,13 @@ def preset(name: str, task: Task) -> TrialConfig:
         optimizer=OptimizerConfig(name="adamw", lr=2e-3, weight_decay=0.01),
         lr_schedule=LRScheduleConfig(name="one_cycle"),
         image_size=32 if task.image_size > 64 else None,
-        augment=AugmentConfig(crop_padding=task.image_size // 16, flip=task.flips[-1]),
+        augment=AugmentConfig(crop_padding=task.image_size // 16, flip=_flip(task)),
         batch_size=64,
     )
+
+
+def _flip(task: Task) -> Flip:
+    return "random" if "random" in task.flips else "none"
 
 
 def _resnet(name: str, task: Task) -> TrialConfig:
@@ -93,7 +98,7 @@ def _resnet(name: str, task: Task) -> TrialConfig:
         image_size=image_size,
         optimizer=OptimizerConfig(name="adamw", lr=3e-3 if head_only else 2e-3, weight_decay=0.05),
         lr_schedule=LRScheduleConfig(name="one_cycle"),
-        augment=AugmentConfig(crop_padding=task.image_size // 8, flip=task.flips[-1]) if augmented else AugmentConfig(),
+        augment=AugmentConfig(crop_padding=task.image_size // 8, flip=_flip(task)) if augmented else AugmentConfig(),
         batch_size=64,
         label_smoothing=0.1,
     )

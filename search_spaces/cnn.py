@@ -18,6 +18,9 @@ OPTIMIZERS = {
 }
 """Ranges of the learning rate and of the weight decay, which mean something else to each of them."""
 
+TINY = 16
+"""Side in pixels up to which images are tiny: whitening and identities made training worse there."""
+
 
 def space(trial: optuna.Trial, task: Task) -> dict[str, Any]:
     """Draw one configuration."""
@@ -27,7 +30,8 @@ def space(trial: optuna.Trial, task: Task) -> dict[str, Any]:
     image_size = resized or task.image_size
     # A CPU trains small networks only, and tiny images need no more: the widest of these takes some ten times the work
     # of the default.
-    if task.device == "cpu" and image_size <= 16:
+    tiny = image_size <= TINY
+    if task.device == "cpu" and tiny:
         widths, widest, widenings, kernel_sizes, most_blocks = [8, 16, 24, 32], 64, [1.5, 2.0], [3], 2
     elif task.device == "cpu":
         widths, widest, widenings, kernel_sizes, most_blocks = [16, 24, 32, 48], 128, [1.5, 2.0], [3, 5], 3
@@ -47,6 +51,9 @@ def space(trial: optuna.Trial, task: Task) -> dict[str, Any]:
         "kernel_sizes": [
             trial.suggest_categorical(f"model/stage{stage + 1}/kernel_size", kernel_sizes) for stage in range(stages)
         ],
+        "whitening": not tiny and trial.suggest_categorical("model/whitening", [False, True]),
+        # Identities help networks without residual blocks, and those with them are as good either way.
+        "init": "kaiming" if tiny else "dirac",
         "norm": norm,
         "residual": trial.suggest_categorical("model/residual", [False, True]),
         "dropout": trial.suggest_float("model/dropout", 0.0, 0.2, step=0.05),
@@ -69,6 +76,7 @@ def space(trial: optuna.Trial, task: Task) -> dict[str, Any]:
         "optimizer": draw_optimizer(trial, "optimizer", OPTIMIZERS),
         "augment": draw_augment(trial, task),
         **draw_recipe(trial, task),
+        "tta": trial.suggest_categorical("tta", ["none", "flip"]) if draws_tta(task) else "none",
     }
 
 
@@ -91,9 +99,15 @@ def draw_augment(trial: optuna.Trial, task: Task) -> dict[str, Any]:
     cutout_steps = task.image_size // 4 // cutout_step
     return {
         "crop_padding": trial.suggest_int("augment/crop_padding", 0, task.image_size // 8),
-        "flip": trial.suggest_categorical("augment/flip", list(task.flips)),
+        "flip": trial.suggest_categorical("augment/flip", flips(task)),
         "cutout": trial.suggest_int("augment/cutout", 0, cutout_steps * cutout_step, step=cutout_step),
     }
+
+
+def flips(task: Task) -> list[str]:
+    """Ways to mirror images, the best one last: on a GPU, where recipes are short, flips alternate."""
+    other = "alternating" if task.device == "cpu" else "random"
+    return [flip for flip in task.flips if flip != other]
 
 
 def draw_recipe(trial: optuna.Trial, task: Task) -> dict[str, Any]:
@@ -107,6 +121,11 @@ def draw_recipe(trial: optuna.Trial, task: Task) -> dict[str, Any]:
         "label_smoothing": trial.suggest_categorical("label_smoothing", [0.0, 0.1, 0.2]),
         "class_weights": weights,
     }
+
+
+def draws_tta(task: Task) -> bool:
+    """Whether test-time augmentation is a choice: on a CPU, what it costs in latency weighs more than what it gains."""
+    return task.device == "cuda" and len(task.flips) > 1
 
 
 def imbalanced(task: Task) -> bool:
@@ -123,7 +142,8 @@ def default(task: Task) -> dict[str, Any]:
     """Parameter values of trial 0: `small-cnn` on a CPU, `fast-cnn` on a GPU."""
     small = task.device == "cpu"
     image_size = 32 if large(task) else task.image_size
-    width = 64 if not small else 24 if image_size <= 16 else 32
+    tiny = image_size <= TINY
+    width = 64 if not small else 24 if tiny else 32
     stages = min(3, max(1, image_size.bit_length() - 1))
     return {
         **({"image_size": image_size} if large(task) else {}),
@@ -131,6 +151,7 @@ def default(task: Task) -> dict[str, Any]:
         "model/blocks": 2,
         "model/width": width,
         "model/widen": 1.5 if small else 2.0,
+        **({} if tiny else {"model/whitening": True}),
         **{f"model/stage{stage + 1}/kernel_size": 3 for stage in range(stages)},
         "model/activation": "silu" if small else "gelu",
         "model/norm": "batch",
@@ -146,9 +167,10 @@ def default(task: Task) -> dict[str, Any]:
         "optimizer/sgd_weight_decay": 5e-4,
         "lr_schedule/name": "one_cycle",
         "augment/crop_padding": task.image_size // 16,
-        "augment/flip": task.flips[-1],
+        "augment/flip": flips(task)[-1],
         "augment/cutout": 0,
         "batch_size": 64 if small else 512,
         "label_smoothing": 0.1 if small else 0.2,
         **({"class_weights": "none"} if imbalanced(task) else {}),
+        **({"tta": "flip"} if draws_tta(task) else {}),
     }

@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 
 from cifar_ray.config import Task
-from search_spaces.cnn import draw_augment, draw_optimizer, draw_recipe, imbalanced
+from search_spaces.cnn import draw_augment, draw_optimizer, draw_recipe, flips, imbalanced
 
 OPTIMIZERS = {
     "sgd": ((5e-3, 0.3), (1e-5, 3e-3)),
@@ -50,7 +50,7 @@ def space(trial: optuna.Trial, task: Task) -> dict[str, Any]:
     if model["finetune"] == "head":
         # Trials whose views are the same share the features of them: they do not differ in augmentation.
         model["feature_views"] = trial.suggest_categorical("model/feature_views", [1, 4])
-        augment = {"crop_padding": task.image_size // 8, "flip": task.flips[-1]} if model["feature_views"] > 1 else {}
+        augment = {"crop_padding": task.image_size // 8, "flip": flips(task)[-1]} if model["feature_views"] > 1 else {}
         optimizer = draw_optimizer(trial, "head_optimizer", HEAD_OPTIMIZERS)
     else:
         augment = draw_augment(trial, task)
@@ -94,7 +94,7 @@ def default(task: Task) -> dict[str, Any]:
         }
     params |= {
         "augment/crop_padding": task.image_size // 8,
-        "augment/flip": task.flips[-1],
+        "augment/flip": flips(task)[-1],
         "augment/cutout": 0,
         "optimizer/name": "adamw",
         "optimizer/adamw_lr": 2e-3,

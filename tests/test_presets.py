@@ -49,7 +49,8 @@ def test_a_preset_is_a_model_for_any_images(name: str, task: Task) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_mirrors_images_only_where_that_makes_sense(name: str) -> None:
-    assert preset(name, CIFAR10).augment.flip == ("none" if name in WITHOUT_AUGMENTATION else "alternating")
+    expected = "none" if name in WITHOUT_AUGMENTATION else "alternating" if name == "fast-cnn" else "random"
+    assert preset(name, CIFAR10).augment.flip == expected
     assert preset(name, replace(CIFAR10, flips=("none",))).augment.flip == "none"
 
 
@@ -61,6 +62,20 @@ def test_the_default_recipes_are_those_of_the_space_whatever_the_device(name: st
         for kind in ("cpu", "cuda"):
             assert preset(name, replace(task, device=kind)) == expected  # type: ignore[arg-type]
     assert preset("small-cnn", CIFAR10) != preset("fast-cnn", CIFAR10)
+
+
+def test_the_fast_recipe_puts_the_pieces_together() -> None:
+    fast, small = preset("fast-cnn", CIFAR10), preset("small-cnn", CIFAR10)
+    assert (fast.model.whitening, fast.model.init, fast.augment.flip, fast.tta) == (
+        True,
+        "dirac",
+        "alternating",
+        "flip",
+    )
+    assert (fast.lr_schedule.name, fast.optimizer.lookahead) == ("one_cycle", False)  # which made it worse
+    assert (small.model.whitening, small.model.init, small.augment.flip, small.tta) == (True, "dirac", "random", "none")
+    tiny = preset("fast-cnn", DIGITS)
+    assert (tiny.model.whitening, tiny.model.init, tiny.augment.flip, tiny.tta) == (False, "kaiming", "none", "none")
 
 
 def test_the_tutorial_network_and_its_variants_differ_in_norm_and_activation_alone() -> None:

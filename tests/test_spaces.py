@@ -123,6 +123,19 @@ def test_class_weights_are_drawn_only_where_the_classes_differ_in_size(imbalance
     assert space.default_config(task) == space.default_config(TASKS[4])
 
 
+def test_pieces_of_recipes_are_drawn_where_they_pay() -> None:
+    space = load_space("cnn")
+    drawn = {task_name(task): [config for _, config in samples(space, task, 60)] for task in TASKS}
+    for task in TASKS:
+        configs, tiny, gpu = drawn[task_name(task)], task.image_size <= 16, task.device == "cuda"
+        mirrors = len(task.flips) > 1
+        assert {c.model.whitening for c in configs} == ({False} if tiny else {False, True})
+        assert {c.model.init for c in configs} == ({"kaiming"} if tiny else {"dirac"})
+        assert {c.tta for c in configs} == ({"none", "flip"} if gpu and mirrors else {"none"})
+        assert {c.augment.flip for c in configs} == {"none", *(["alternating" if gpu else "random"] if mirrors else [])}
+        assert not any(c.optimizer.lookahead for c in configs)
+
+
 @pytest.mark.parametrize("task", TASKS[:2], ids=task_name)
 @pytest.mark.parametrize("name", SPACES)
 def test_images_that_must_not_be_mirrored_never_are(name: str, task: Task) -> None:
