@@ -94,10 +94,10 @@ def main() -> None:
         "ours": ours(model),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(args.rounds + 1):
-        for name, epoch in ways.items():
+    for turn in range(args.rounds + 1):
+        for name in sorted(ways, reverse=bool(turn % 2)):
             began = time.perf_counter()
-            epoch()
+            ways[name]()
             seconds[name].append(time.perf_counter() - began)
     num_images = args.num_images // config.batch_size * config.batch_size
     medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
