@@ -62,7 +62,7 @@ def main() -> None:
         workers = Workers(cpus, 2, {"CPU": 1, "GPU": 0})
         began = time.monotonic()
         with open_pool(settings, workers, temp, judged=True) as pool:
-            search.run_search(searcher, settings, workers.resources, temp, pool)
+            search.run_search(searcher, settings, workers.resources, workers.num_groups, temp, pool)
             ended = time.monotonic()
         while ray.available_resources().get("CPU", 0) < cpus and time.monotonic() - ended < DEADLINE_S:
             time.sleep(0.05)

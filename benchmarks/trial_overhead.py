@@ -48,7 +48,7 @@ def main() -> None:
         searcher = search.StudySearcher(study, space, task, NUM_TRIALS, 0, watch)
         settings = TrialSettings([ray.put(data.training_arrays())], 10, 3, 3, "accuracy", 1)
         began = time.monotonic()
-        search.run_search(searcher, settings, {"CPU": 1, "GPU": 0}, temp)
+        search.run_search(searcher, settings, {"CPU": 1, "GPU": 0}, SLOTS, temp)
         wall = time.monotonic() - began
         records = list(study_records(study))
     later = [record["seconds"] for record in records if record["seconds"]["startup"] == 0]

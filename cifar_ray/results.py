@@ -69,8 +69,10 @@ def slot_seconds(trials: Iterable[Row], slot_s: float) -> dict[str, float]:
     """
     spent = [trial.get("seconds") or {} for trial in trials]
     kinds = {kind: sum(seconds.get(kind, 0.0) for seconds in spent) for kind in TRIAL_SECONDS}
-    kinds = {kind: seconds for kind, seconds in kinds.items() if seconds > 0}
-    return {**kinds, "idle": slot_s - sum(kinds.values())}
+    idle = slot_s - sum(kinds.values())
+    # Where Ray had a process ready before the one in whose place it came had ended, their seconds overlap.
+    kinds["startup"] += min(idle, 0.0)
+    return {**{kind: seconds for kind, seconds in kinds.items() if seconds > 0}, "idle": max(idle, 0.0)}
 
 
 class RunFolder:

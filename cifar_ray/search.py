@@ -5,6 +5,7 @@ interrupted, however it was, goes on from there; how a study is opened and read 
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -116,6 +117,7 @@ class StudySearcher(Searcher):
         self.clock = clock
         self.checkpoints = checkpoints
         self.pool: Pool | None = None
+        self.num_slots = 1
         if not study.trials and space.default is not None:
             study.enqueue_trial(space.default(task))
 
@@ -142,6 +144,8 @@ class StudySearcher(Searcher):
         while not self.finished and (self.pool is None or self.pool.error is None):
             if self._usable + len(self._running) >= self.num_trials:
                 return None  # enough are under way; one that fails will be replaced
+            if len(self._running) > self.num_slots:
+                return None  # one is drawn ahead; more would be drawn knowing less
             trial = self.study.ask()
             running = _Running(trial, self.space.name, trial.number * self.num_spaces + self.index)
             try:
@@ -258,7 +262,8 @@ class _Running:
     infeasible: str | None = None
 
     def __post_init__(self) -> None:
-        self.reported = frozenset(self.trial.study.trials[self.trial.number].intermediate_values)
+        trials = self.trial.study.get_trials(deepcopy=False)
+        self.reported = frozenset(trials[self.trial.number].intermediate_values)
 
     def go_on(self, rows: Sequence[Row]) -> None:
         """Take over the epochs of an earlier session."""
@@ -320,22 +325,28 @@ def run_search(
     searcher: StudySearcher,
     settings: TrialSettings,
     resources: dict[str, float],
+    num_slots: int,
     storage: Path,
     pool: Pool | None = None,
 ) -> None:
-    """Run the trials of `searcher` to the end, as many side by side as `resources` allow.
+    """Run the trials of `searcher` to the end, `num_slots` of them side by side.
 
     Args:
         searcher: draws the trials and keeps their records.
         settings: shared by all trials.
         resources: of one trial, by Ray's names (`CPU`, `GPU`).
+        num_slots: how many trials fit.
         storage: a folder for Tune's own files, of no use afterwards.
         pool: workers that train the trials, one for each group of them; without it each trial trains itself.
 
     Raises:
         ray.train.TrainingFailedError: the workers of the pool were lost again and again.
     """
-    searcher.pool = pool
+    searcher.pool, searcher.num_slots = pool, num_slots
+    # With one pending trial at a time, its default, Tune starts one process after another. Where trials are shorter
+    # than that takes it never had a second one: the first process, free again, took the trial that the second was
+    # being started for, and that one was stopped.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(num_slots)
     if pool is None:
         trainable = tune.with_resources(
             tune.with_parameters(train_trial, settings=settings, search_began=time.time()),

@@ -269,7 +269,7 @@ def _search(
                     if place.workers > 1 and pool is None:
                         workers = Workers(place.worker_slots, place.workers, place.resources)
                         pool = stack.enter_context(open_pool(shared, workers, place.storage, judged=True))
-                    run_search(searcher, shared, place.resources, place.storage, pool)
+                    run_search(searcher, shared, place.resources, place.slots, place.storage, pool)
                 done += searcher.records
                 if not searcher.finished:
                     raise KeyboardInterrupt

@@ -69,7 +69,7 @@ def run_search(
     workers = Workers(2, 2, {"CPU": 1, "GPU": 0})
     try:
         with open_pool(settings, workers, tmp_path, judged=True) as pool:
-            search.run_search(searcher, settings, workers.resources, tmp_path, pool)
+            search.run_search(searcher, settings, workers.resources, workers.num_groups, tmp_path, pool)
     finally:
         records = list(study_records(study))
     return records

@@ -427,7 +427,7 @@ def test_results_table_fits_a_terminal(metric: str) -> None:
         for config in ("default", "a-preset-whose-name-does-not-end-where-anyone-would-expect")
         for seed in range(3)
     ]
-    lines = render.render.results_table(ranking.summarise(rows), metric).splitlines()
+    lines = render.results_table(ranking.summarise(rows), metric).splitlines()
     assert len(lines) == 3 and {len(line) for line in lines} == {80}
     assert ("91.33" if metric == "accuracy" else "0.9133") in lines[1] or "±" in lines[1]
     assert "12.3M" in lines[1] and "…" in lines[2]

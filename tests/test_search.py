@@ -16,7 +16,7 @@ from tiny import without_times
 from cifar_ray import search
 from cifar_ray.config import Task, trial_config
 from cifar_ray.loop import DeviceData, run_experiment
-from cifar_ray.results import TRIAL_SECONDS
+from cifar_ray.results import TRIAL_SECONDS, slot_seconds
 from cifar_ray.space import Space
 from cifar_ray.study import RECORD, finalists, open_study, study_records, trial_seed
 from cifar_ray.trial import REPORT_EVERY_S, ROWS, TrialSettings, load_device_data, reset_process, rungs
@@ -76,7 +76,7 @@ def run_search(
     space = Space("given", draw, lambda task: {"unused": 0.5})
     searcher = kind(study, space, TASK, num_trials, 0, recorder, limits)
     settings = TrialSettings([ray.put(arrays)], 10, MAX_EPOCHS, MAX_EPOCHS, "accuracy", 1)
-    search.run_search(searcher, settings, {"CPU": cpus, "GPU": 0}, tmp_path)
+    search.run_search(searcher, settings, {"CPU": cpus, "GPU": 0}, 2 // cpus, tmp_path)
     return study, recorder
 
 
@@ -151,8 +151,11 @@ def test_the_next_configuration_is_drawn_before_the_slot_is_free(mixed: Any) -> 
 
 def test_no_second_of_the_slot_is_counted_twice(mixed: Any) -> None:
     _, study, recorder = mixed
-    counted = sum(sum(record["seconds"].values()) for record in study_records(study))
+    records = list(study_records(study))
+    counted = sum(sum(record["seconds"].values()) - record["seconds"]["startup"] for record in records)
     assert 0 < counted < recorder.search_s  # of one slot
+    spent = slot_seconds(records, recorder.search_s)
+    assert sum(spent.values()) == pytest.approx(recorder.search_s) and min(spent.values()) >= 0
     trained = [record for record in study_records(study) if record["state"] != "failed"]
     for record in trained:
         for kind in ("data", "setup", "train", "eval", "scheduler"):
@@ -265,6 +268,8 @@ def test_two_slots_run_trials_side_by_side_and_all_are_recorded(
     study, recorder = run_search([small_config(0.1)], digit_arrays, tmp_path, num_trials=6, cpus=1)
     assert sum(record["state"] != "failed" for record in study_records(study)) == 6
     assert len(recorder.records) == len(study.trials) == 6
+    # Each slot has a process, although trials are shorter than the start of one.
+    assert sum(record["seconds"]["startup"] > 0 for record in study_records(study)) == 2
 
 
 def test_a_configuration_over_the_limit_is_infeasible_without_training_and_the_sampler_is_told_how_far_it_is_off(

@@ -106,7 +106,8 @@ class CNN(nn.Module):
         self.dropout = nn.Dropout(config.head_dropout)
         self.classifier = nn.Linear(num_features, num_classes)
         for module in self.blocks.modules():
-            if isinstance(module, nn.Conv2d):
+            # On no device there is nothing to draw, and torch would import its compiler to find out: two seconds.
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if config.init == "dirac":
                     nn.init.dirac_(module.weight.data[: module.in_channels])
