@@ -53,7 +53,7 @@ def main() -> None:
         records = list(study_records(study))
     later = [record["seconds"] for record in records if record["seconds"]["startup"] == 0]
     useful = sum(seconds["data"] + seconds["train"] + seconds["eval"] for seconds in later)
-    wait = sum(seconds["wait"] for seconds in later)
+    wait = sum(seconds["wait"] + seconds["setup"] + seconds["scheduler"] for seconds in later)
     startup = max(record["seconds"]["startup"] for record in records)
     console.line(f"{len(records)} trials of {settings.max_epochs} epochs on {SLOTS} slots took {wall:.1f} s")
     console.line(f"processes were up after {startup:.1f} s")

@@ -47,7 +47,7 @@ Row = dict[str, Any]
 TRIAL_SECONDS = {
     "startup": "a process starts, and imports what it needs",
     "wait": "the slot is free and the next trial has not begun",
-    "data": "images are read and put on the device, and what a frozen backbone makes of them is loaded or computed",
+    "data": "images, or what a frozen backbone makes of them, come to the device",
     "setup": "the model and its optimizer are built",
     "train": "training",
     "eval": "validation, and the best weights kept",

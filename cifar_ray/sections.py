@@ -257,11 +257,13 @@ def _errors(records: Records) -> Section:
 
 
 def _json(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"  # the whole configuration, below the table, has all digits
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def _flat(values: Row, prefix: str = "") -> dict[str, str]:
-    """Dotted keys and JSON text of a nested configuration."""
+    """Dotted keys and the text of their values in a nested configuration."""
     flat: dict[str, str] = {}
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": _json(value)}
