@@ -268,8 +268,9 @@ class _Running:
     def go_on(self, rows: Sequence[Row]) -> None:
         """Take over the epochs of an earlier session."""
         self.history = list(rows)
+        # (Rows of an earlier version tell training and validation alone.)
         self.earlier_s = {
-            kind: sum(row[f"{kind}_s"] for row in rows) for kind in ("setup", "train", "eval", "checkpoint")
+            kind: sum(row.get(f"{kind}_s", 0.0) for row in rows) for kind in ("setup", "train", "eval", "checkpoint")
         }
 
     def record(self) -> Record:

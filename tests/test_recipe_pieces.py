@@ -51,6 +51,18 @@ def test_whitened_patches_have_no_correlations_and_unit_variance(channels: int) 
     torch.testing.assert_close(out[half:], -out[:half])
 
 
+def test_whitening_looks_at_images_from_all_over_the_training_images() -> None:
+    model = build_model(WHITENED, num_classes=2, channels=1, image_size=8)
+    first, last = torch.full((3000, 1, 8, 8), 100, dtype=torch.uint8), images(3000, channels=1)
+    zero, one = torch.zeros(1), torch.ones(1)
+    found = []
+    for order in (torch.cat([first, last]), torch.stack([first, last], 1).flatten(0, 1)):
+        model.initialize(zero, one, order)
+        filters = whitening_of(model).conv.weight.flatten(1)  # (8, 4)
+        found.append(filters.T @ filters)  # twice the inverse covariance, whatever the order and sign of directions
+    torch.testing.assert_close(found[0], found[1], rtol=0.1, atol=0.05 * float(found[0].abs().max()))
+
+
 def test_whitening_filters_stay_as_they_are_and_their_bias_trains() -> None:
     model = train(WHITENED, 3).model
     fresh = build_model(WHITENED, num_classes=2, channels=1, image_size=8)

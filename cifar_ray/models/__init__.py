@@ -12,7 +12,7 @@ from cifar_ray.models.cnn import CNN
 from cifar_ray.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet
 
 NUM_WHITENED = 2000
-"""Training images of whose patches the whitening filters are made."""
+"""Training images, at most, of whose patches the whitening filters are made."""
 
 
 class Normalize(nn.Module):
@@ -91,7 +91,8 @@ class Classifier(nn.Module):
         self.normalize.mean.copy_(mean.view(1, -1, 1, 1))
         self.normalize.std.copy_(std.view(1, -1, 1, 1))
         if isinstance(self.network, CNN) and self.network.whitening is not None:
-            self.network.whitening.fit(self.inputs(images[:NUM_WHITENED]))
+            # From all over the training images, which may be in the order of their classes.
+            self.network.whitening.fit(self.inputs(images[:: -(-len(images) // NUM_WHITENED)]))
 
 
 def build_model(config: TrialConfig, *, num_classes: int, channels: int, image_size: int) -> Classifier:

@@ -59,8 +59,12 @@ class PatchWhitening(nn.Module):
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
         """Make the filters for the patches of normalised images (N, C, H, W)."""
-        patches = functional.unfold(x, self.SIDE).transpose(0, 1).flatten(1).double()  # (C * 4, patches)
-        variances, directions = torch.linalg.eigh(patches @ patches.T / patches.shape[1])  # ascending; in columns
+        moments: list[Tensor] = []
+        for images in x.split(100):
+            patches = functional.unfold(images, self.SIDE).double()  # (B, C * 4, patches)
+            moments.append((patches @ patches.mT).sum(0) / patches.shape[2])
+        covariance = torch.stack(moments).sum(0) / len(x)  # (C * 4, C * 4)
+        variances, directions = torch.linalg.eigh(covariance)  # ascending; in columns
         filters = (directions / (variances + self.EPS).sqrt()).T.flip(0).view(-1, *self.conv.weight.shape[1:])
         self.conv.weight.copy_(torch.cat([filters, -filters]))
 
