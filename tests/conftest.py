@@ -1,15 +1,27 @@
 """Fixtures: small data, a private Ray session, and the command line as its user runs it."""
 
+import contextlib
+import functools
+import importlib
 import os
+import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import launcher
 import numpy as np
 import pytest
 
-CHECKOUT = Path(__file__).parent.parent
+from cifar_ray import command
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share the Ray session run in one process of pytest-xdist, one after another."""
+    for item in items:
+        if "hardware" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.fixture(scope="session")
@@ -46,14 +58,44 @@ def digit_arrays() -> dict[str, np.ndarray]:
 def run_command(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """Run `python -m cifar_ray.COMMAND ARGS` in an empty folder, its runs below `tmp_path/runs`."""
 
-    def run(command: str, *args: str, timeout: float = 300) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", f"cifar_ray.{command}", *args],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
-        )
+    return functools.partial(launcher.run, folder=tmp_path)
 
-    return run
+
+@pytest.fixture
+def refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., str]]:
+    """Run a command in this process and in `tmp_path`, see to it that it is refused as promised, return its one line.
+
+    That is exit code 2, one line on standard error, nothing else said than how far it came, and no new run folder.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("RAY_ADDRESS", "")  # which --address sets
+    broken_pipe = signal.getsignal(signal.SIGPIPE)  # which `predict` sets
+
+    def files(folder: Path) -> dict[str, bytes | None]:
+        return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+    def run(name: str, *args: str) -> str:
+        before = files(tmp_path / "runs")
+        monkeypatch.setattr("sys.argv", [name, *args])
+        with pytest.raises(SystemExit) as ended:
+            command.run_command(importlib.import_module(f"cifar_ray.{name}").main)
+        assert ended.value.code == 2
+        assert files(tmp_path / "runs") == before
+        out, err = capfd.readouterr()
+        assert not out or name != "predict"  # it prints nothing but results
+        return launcher.error_line(err)
+
+    yield run
+    signal.signal(signal.SIGPIPE, broken_pipe)
+
+
+@pytest.fixture
+def refused_by_ray(
+    refused: Callable[..., str], hardware: object, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """As `refused`, for what is found once Ray has started: with the Ray session of all tests instead of one more."""
+    monkeypatch.setattr("cifar_ray.pipeline.ray_session", lambda folder: contextlib.nullcontext(hardware))
+    return refused

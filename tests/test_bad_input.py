@@ -12,15 +12,13 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from images import make_tree
+from launcher import error_line
 
-from cifar_ray import pipeline
-from cifar_ray.command import run_command as run_main
 from cifar_ray.config import InputError
 from cifar_ray.launch import Run
 from cifar_ray.results import write_json
@@ -29,33 +27,6 @@ from cifar_ray.settings import TuneSettings
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 Refused = Callable[..., str]
 DIGITS = ("--data", "digits")
-
-
-def one_error_line(stderr: str) -> str:
-    assert stderr.startswith("error: ") and stderr.count("\n") == 1 and stderr.endswith("\n"), stderr
-    return stderr.removeprefix("error: ").removesuffix("\n")
-
-
-def files_below(folder: Path) -> dict[str, bytes | None]:
-    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
-@pytest.fixture
-def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Refused:
-    """Run a command in `tmp_path`, see to it that it is refused as promised, and return the line."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-    def run(command: str, *args: str) -> str:
-        runs = files_below(tmp_path / "runs")
-        monkeypatch.setattr("sys.argv", [command, *args])
-        with pytest.raises(SystemExit) as ended:
-            run_main(import_module(f"cifar_ray.{command}").main)
-        assert ended.value.code == 2
-        assert files_below(tmp_path / "runs") == runs
-        return one_error_line(capfd.readouterr().err)
-
-    return run
 
 
 # ---- the whole command, up to each stage ----
@@ -78,7 +49,7 @@ def test_bad_input_is_one_line_and_leaves_no_run_folder(
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody is there: no download, wherever the tests run
     done = run_command("tune", *flags)
     assert done.returncode == 2, done.stdout + done.stderr
-    line = one_error_line(done.stderr)
+    line = error_line(done.stderr)
     assert line.startswith(message)
     assert "cifar10" not in flags or ("`--data digits`" in line and "`--data PATH`" in line)
     assert "Traceback" not in done.stdout
@@ -305,13 +276,6 @@ def test_a_space_that_cannot_be_loaded_is_refused(refused: Refused, tmp_path: Pa
 
 
 # ---- what is found once Ray has told the devices ----
-
-
-@pytest.fixture
-def refused_by_ray(refused: Refused, hardware: object, monkeypatch: pytest.MonkeyPatch) -> Refused:
-    """As `refused`, with the Ray session of all tests instead of one more."""
-    monkeypatch.setattr(pipeline, "ray_session", lambda folder: contextlib.nullcontext(hardware))
-    return refused
 
 
 def test_devices_that_there_are_not_are_refused(refused_by_ray: Refused) -> None:

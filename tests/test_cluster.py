@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import launcher
 import pytest
 
 import cifar_ray
@@ -167,13 +168,12 @@ def runs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     folder = tmp_path_factory.mktemp("driver")
     submit = [f"{BIN}/ray", "job", "submit", "--address", cluster.dashboard, "--working-dir", str(CHECKOUT), "--"]
     submit += ["python", "-m", "cifar_ray.tune", *SMALL]
-    join = [sys.executable, "-m", "cifar_ray.tune", *SMALL, "--address", cluster.address, "--name", "joined"]
+    join = [*SMALL, "--address", cluster.address, "--name", "joined"]
     processes = [
-        subprocess.Popen(
-            command, cwd=folder, env=cluster.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for command in (submit, submit, join)
+        subprocess.Popen(submit, cwd=folder, env=cluster.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
     ]
+    processes.append(launcher.start("tune", *join, folder=folder, env=cluster.env))
     try:
         # The output of each is small enough to wait in its pipe.
         return folder, [Ended(process.wait(timeout=900), *process.communicate()) for process in processes]

@@ -1,12 +1,12 @@
 """Searches whose trials are trained by groups of workers, on real Ray: what they leave behind, and what kills them."""
 
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import launcher
 import numpy as np
 import optuna
 import psutil
@@ -191,43 +191,19 @@ def test_a_checkpoint_that_is_damaged_is_told_from_a_whole_one() -> None:
 
 # ---- the commands, with two workers for each model ----
 
-ALWAYS = """
-import sys
-from cifar_ray import {command}, worker
-from cifar_ray.command import run_command
-worker.CHECKPOINT_EVERY_S = 0.0
-run_command({command}.main)
-"""
-"""A command that writes a checkpoint after every epoch."""
+ALWAYS = "from cifar_ray import worker; worker.CHECKPOINT_EVERY_S = 0.0"
+"""A checkpoint is written after every epoch."""
 
 
-class Command:
-    """A command in a process group of its own."""
+def start(folder: Path, *flags: str) -> "subprocess.Popen[str]":
+    return launcher.start("tune", *flags, folder=folder, before=ALWAYS, start_new_session=True)
 
-    written = ""
 
-    def __init__(self, folder: Path, command: str, *flags: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", ALWAYS.format(command=command), *flags],
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    def kill_when(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 240
-        while not condition():
-            assert self.process.poll() is None and time.monotonic() < deadline, self.process.communicate()
-            time.sleep(0.05)
-        self.process.kill()
-        self.written, _ = self.process.communicate()
-
-    def output(self) -> str:
-        output, _ = self.process.communicate(timeout=300)
-        assert self.process.returncode == 0, output
-        return output
+def kill_when(process: "subprocess.Popen[str]", condition: Callable[[], bool]) -> str:
+    """Kill a command and return what it had printed."""
+    launcher.wait_for(process, condition)
+    process.kill()
+    return process.communicate()[0]
 
 
 def test_a_run_killed_in_its_search_and_in_its_finals_goes_on_each_time_from_its_last_epoch(
@@ -237,16 +213,17 @@ def test_a_run_killed_in_its_search_and_in_its_finals_goes_on_each_time_from_its
     trial = run.trial(0) / CHECKPOINT
     flags = ["--data", "digits", "--train-size", "400", "--gpus-per-trial", "0", "--workers-per-trial", "2"]
     flags += ["--trials", "2", "--max-epochs", "20", "--finalists", "1", "--final-seeds", "1", "--name", "killed"]
-    Command(tmp_path, "tune", *flags).kill_when(trial.exists)
+    kill_when(start(tmp_path, *flags), trial.exists)
     trial_rows = unpack_history(trial.read_bytes())
-    second = Command(tmp_path, "tune", "--resume", "killed")
-    second.kill_when(lambda: any(run.models.glob(f"*/{CHECKPOINT}")))
+    second = kill_when(start(tmp_path, "--resume", "killed"), lambda: any(run.models.glob(f"*/{CHECKPOINT}")))
     (final,) = run.models.glob(f"*/{CHECKPOINT}")
     final_rows = unpack_history(final.read_bytes())
-    output = Command(tmp_path, "tune", "--resume", "killed").output()
+    third = start(tmp_path, "--resume", "killed")
+    output, errors = third.communicate(timeout=300)
+    assert third.returncode == 0, output + errors
 
     assert trial_rows and final_rows and len(trial_rows) < 20 and len(final_rows) < 20
-    assert f"            0000 goes on after epoch {len(trial_rows)}\n" in second.written
+    assert f"            0000 goes on after epoch {len(trial_rows)}\n" in second
     assert f"            {final.parent.name} goes on after epoch {len(final_rows)}\n" in output
     assert read_trials(run.trials_jsonl)[0]["epochs"] == 20
     for folder in (trial.parent, final.parent):

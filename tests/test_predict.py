@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
+import launcher
 import numpy as np
 import pytest
 import torch
@@ -123,27 +124,22 @@ def test_nothing_but_bad_images(model: Path, tmp_path: Path) -> None:
     ],
 )
 def test_what_was_given_is_wrong(
-    model: Path, tmp_path: Path, run_command: Command, arguments: list[str], message: str
+    model: Path, tmp_path: Path, refused: Callable[..., str], arguments: list[str], message: str
 ) -> None:
     noise(tmp_path / "good.png")
     noise(tmp_path / "full" / "good.png")
     noise(tmp_path / "empty" / ".hidden.png")
     (tmp_path / "empty" / "notes.txt").write_text("hello")
-    done = run_command("predict", *(str(model) if argument == "MODEL" else argument for argument in arguments))
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert line.replace(f"{tmp_path}/", "").startswith(f"error: {message}")
+    line = refused("predict", *(str(model) if argument == "MODEL" else argument for argument in arguments))
+    assert line.replace(f"{tmp_path}/", "").startswith(message)
 
 
-def test_a_broken_model(model: Path, tmp_path: Path, run_command: Command) -> None:
+def test_a_broken_model(model: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     noise(tmp_path / "good.png")
     (tmp_path / "broken").mkdir()
     for file in model.iterdir():
         (tmp_path / "broken" / file.name).write_bytes(file.read_bytes()[:-10])
-    done = run_command("predict", "broken", "good.png")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: {tmp_path / 'broken'}: not a saved model: ")
-    assert done.stderr.count("\n") == 1
+    assert refused("predict", "broken", "good.png").startswith(f"{tmp_path / 'broken'}: not a saved model: ")
 
 
 def loaded(*arguments: str) -> set[str]:
@@ -167,14 +163,10 @@ def test_slow_packages_are_imported_late_or_never(model: Path, tmp_path: Path) -
     assert loaded(str(model), str(tmp_path / "a.png")) == {"torch"}
 
 
-def start(*arguments: str, **options: object) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "cifar_ray.predict", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload]
-
-
 def test_a_reader_that_has_seen_enough_ends_it_quietly(model: Path, tmp_path: Path) -> None:
     noise(tmp_path / "a.png")
-    process = start(str(model), "--json", *[str(tmp_path / "a.png")] * 2000)  # far more than a pipe holds
+    images = [str(tmp_path / "a.png")] * 2000  # far more than a pipe holds
+    process = launcher.start("predict", str(model), "--json", *images, folder=tmp_path)
     assert process.stdout and process.stderr
     assert json.loads(process.stdout.readline())["image"] == str(tmp_path / "a.png")
     process.stdout.close()
@@ -187,7 +179,7 @@ def test_rows_come_before_the_last_image_is_there(model: Path, tmp_path: Path) -
     os.mkfifo(tmp_path / "late.png")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     images = ["a.png"] * (BATCH_SIZE + 1) + ["late.png"]
-    process = start(str(model), "--json", *images, cwd=tmp_path, env=environment)
+    process = launcher.start("predict", str(model), "--json", *images, folder=tmp_path, env=environment)
     assert process.stdout
     watchdog = threading.Timer(120, process.kill)  # else rows that do not come would be waited for
     watchdog.start()
@@ -208,8 +200,9 @@ def test_on_a_terminal_rows_fit_it(model: Path, tmp_path: Path) -> None:
     terminal, inside = os.openpty()
     termios.tcsetwinsize(inside, (24, 64))
     environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}  # it would come first
-    command = [sys.executable, "-m", "cifar_ray.predict", str(model), str(folder)]
-    subprocess.run(command, stdout=inside, env=environment, timeout=300, check=True)
+    process = launcher.start("predict", str(model), str(folder), folder=tmp_path, env=environment, stdout=inside)
+    _, errors = process.communicate(timeout=300)
+    assert (process.returncode, errors) == (0, "")
     lines = os.read(terminal, 10_000).decode().splitlines()
     os.close(terminal)
     os.close(inside)
@@ -226,7 +219,7 @@ def test_names_that_the_terminal_cannot_show(model: Path, tmp_path: Path) -> Non
     (tmp_path / "a.png").rename(tmp_path / odd)
     (tmp_path / os.fsdecode(b"\xfe.png")).write_text("hello")
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    process = start(str(model), ".", cwd=tmp_path, env=environment)
+    process = launcher.start("predict", str(model), ".", folder=tmp_path, env=environment)
     output, errors = process.communicate(timeout=300)
     assert output.splitlines()[1].startswith("?.png  ")
     assert errors == "error: ?.png: not an image of a known format\n"

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import launcher
 import pytest
 
 from cifar_ray.results import read_trials
@@ -33,37 +34,28 @@ def test_nothing_that_was_finished_is_lost_to_kills_in_the_search_the_finals_and
     assert "3 kills: 0 finished trials or models lost" in done.stdout
 
 
-class Driver:
-    """A search that would take hours, in a process group of its own."""
+def start_search(folder: Path) -> "subprocess.Popen[str]":
+    """Start a search that would take hours, in a process group of its own."""
+    flags = ["--data", "digits", "--trials", "1000", "--max-epochs", "2", "--name", "stopped"]
+    return launcher.start("tune", *flags, folder=folder, start_new_session=True)
 
-    def __init__(self, tmp_path: Path, *flags: str) -> None:
-        command = [sys.executable, "-m", "cifar_ray.tune", *flags]
-        self.process = subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
 
-    def wait_for(self, path: Path) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while not path.exists():
-            assert time.monotonic() < deadline and self.process.poll() is None, path
-            time.sleep(0.2)
-
-    def end(self) -> tuple[str, str]:
-        """Wait for its end; nothing of its process group is left then."""
-        out, err = self.process.communicate(timeout=DEADLINE_S)
-        with pytest.raises(ProcessLookupError):
-            os.killpg(self.process.pid, 0)
-        return out, err
+def end(process: "subprocess.Popen[str]") -> tuple[str, str]:
+    """Wait for its end and return what it printed; nothing of its process group is left then."""
+    out, err = process.communicate(timeout=DEADLINE_S)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    return out, err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_an_interruption_keeps_what_was_finished_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
-    driver = Driver(tmp_path, "--data", "digits", "--trials", "1000", "--max-epochs", "2", "--name", "stopped")
+    process = start_search(tmp_path)
     folder = tmp_path / "runs" / "stopped"
-    driver.wait_for(folder / "trials" / "0005" / "history.csv")
-    driver.process.send_signal(number)
-    out, err = driver.end()
-    assert driver.process.returncode == 130
+    launcher.wait_for(process, (folder / "trials" / "0005" / "history.csv").exists)
+    process.send_signal(number)
+    out, err = end(process)
+    assert process.returncode == 130
     assert err == "interrupted\n"
     assert f"interrupted: what was finished is kept in {folder}" in out
     assert out.splitlines()[-1] == f"resume      python -m cifar_ray.tune --resume {folder}"
@@ -76,13 +68,13 @@ def test_an_interruption_keeps_what_was_finished_and_says_how_to_go_on(tmp_path:
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
-    driver = Driver(tmp_path, "--data", "digits", "--trials", "1000", "--max-epochs", "2", "--name", "stopped")
-    driver.wait_for(tmp_path / "runs" / "stopped" / "trials" / "0003" / "history.csv")
-    driver.process.send_signal(signal.SIGINT)
+    process = start_search(tmp_path)
+    launcher.wait_for(process, (tmp_path / "runs" / "stopped" / "trials" / "0003" / "history.csv").exists)
+    process.send_signal(signal.SIGINT)
     time.sleep(0.05)
-    driver.process.send_signal(signal.SIGINT)
-    out, err = driver.end()
-    assert driver.process.returncode == 130 and err == "interrupted\n"
+    process.send_signal(signal.SIGINT)
+    out, err = end(process)
+    assert process.returncode == 130 and err == "interrupted\n"
     assert "Traceback" not in out
 
 

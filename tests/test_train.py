@@ -3,11 +3,11 @@
 import csv
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import launcher
 import pytest
 
 from cifar_ray.config import Task
@@ -22,13 +22,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Two presets, two seeds each: the run's folder and what it printed."""
     folder = tmp_path_factory.mktemp("train")
     flags = ["--preset", "mish-cnn", "--preset", "mish-bn-cnn", "--data", "digits", "--train-size", "400"]
-    done = subprocess.run(
-        [sys.executable, "-m", "cifar_ray.train", *flags, "--max-epochs", "3", "--seeds", "2", "--name", "two"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = launcher.run("train", *flags, "--max-epochs", "3", "--seeds", "2", "--name", "two", folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "runs" / "two", done
 
@@ -80,16 +74,14 @@ def test_a_saved_configuration_alone_trains_the_same_model_again(
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_run_folder(
-    run_command: Command, tmp_path: Path, flags: list[str], message: str
+    refused: Callable[..., str], tmp_path: Path, flags: list[str], message: str
 ) -> None:
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "wrong.json").write_text('{"model": {"width": 3}}')
     (tmp_path / "half.json").write_text('{"config": {}, "training_seed": 3}')
     (tmp_path / "list.json").write_text("[]")
     (tmp_path / "mish-cnn.json").write_text("{}")
-    done = run_command("train", "--data", "digits", *flags)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ") and message in done.stderr
+    assert message in refused("train", "--data", "digits", *flags)
     assert not (tmp_path / "runs").exists()
 
 
@@ -101,9 +93,8 @@ def test_weights_replace_those_of_the_presets_but_a_model_from_scratch_stays_so(
     assert list(weights.values()) == ["none", "/some/file.pth", "/some/file.pth", None]
 
 
-def test_a_frozen_backbone_without_weights_is_refused(run_command: Command, tmp_path: Path) -> None:
-    done = run_command("train", "--preset", "resnet18-frozen", "--weights", "none", "--data", "digits")
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stderr.startswith("error: --weights none: resnet18-frozen: model: ") and done.stderr.count("\n") == 1
-    assert "freezes a backbone of random weights" in done.stderr
+def test_a_frozen_backbone_without_weights_is_refused(refused_by_ray: Callable[..., str], tmp_path: Path) -> None:
+    line = refused_by_ray("train", "--preset", "resnet18-frozen", "--weights", "none", "--data", "digits")
+    assert line.startswith("--weights none: resnet18-frozen: model: ")
+    assert "freezes a backbone of random weights" in line
     assert not (tmp_path / "runs").exists()

@@ -3,10 +3,10 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import launcher
 import pytest
 
 from cifar_ray.results import RunFolder, read_csv, read_json, read_trials
@@ -43,18 +43,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple["subprocess.Completed
     """A search of the built-in CNNs and of small fine-tunings, which ends in a comparison."""
     folder = tmp_path_factory.mktemp("transfer")
     (folder / "small_resnet.py").write_text(SPACE)
-    command = (
-        f"{sys.executable} -m cifar_ray.tune --space cnn,small_resnet.py --train-size 180 --trials 6 --max-epochs 2"
-    )
-    command += " --finalists 1 --final-seeds 2 --image-size 32 --name both"
-    done = subprocess.run(
-        [*command.split(), "--data", str(PETS), "--weights", str(WEIGHTS)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache")},
-    )
+    flags = "--space cnn,small_resnet.py --train-size 180 --trials 6 --max-epochs 2"
+    flags += " --finalists 1 --final-seeds 2 --image-size 32 --name both"
+    files = ["--data", str(PETS), "--weights", str(WEIGHTS)]
+    done = launcher.run("tune", *flags.split(), *files, folder=folder, timeout=600)
     return done, RunFolder(folder / "runs" / "both")
 
 
@@ -127,25 +119,20 @@ def test_weights_that_do_not_fit_are_told(
     command: str,
     flags: list[str],
     says: str,
-    run_command: Callable[..., "subprocess.CompletedProcess[str]"],
+    refused_by_ray: Callable[..., str],
     tmp_path: Path,
 ) -> None:
-    done = run_command(command, "--data", "digits", *flags)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    assert says in done.stderr
+    assert says in refused_by_ray(command, "--data", "digits", *flags)
     assert not (tmp_path / "runs").exists()
 
 
 def test_without_network_the_file_to_fetch_and_its_place_are_named(
-    run_command: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    refused_by_ray: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    done = run_command("tune", "--space", "resnet", "--data", "digits")
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    assert str(tmp_path / "torch" / "hub" / "checkpoints") in done.stderr
-    assert ".pth" in done.stderr and "--weights PATH" in done.stderr
+    line = refused_by_ray("tune", "--space", "resnet", "--data", "digits")
+    assert str(tmp_path / "torch" / "hub" / "checkpoints") in line
+    assert ".pth" in line and "--weights PATH" in line
     assert not (tmp_path / "runs").exists()

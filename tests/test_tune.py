@@ -4,11 +4,11 @@ import csv
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import launcher
 import numpy as np
 import pytest
 import torch
@@ -30,13 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A small run: its folder and what it printed."""
 
     folder = tmp_path_factory.mktemp("tune")
-    done = subprocess.run(
-        [sys.executable, "-m", "cifar_ray.tune", *ONE_RUN],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = launcher.run("tune", *ONE_RUN, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "runs" / "small", done
 
