@@ -206,6 +206,7 @@ def kill_when(process: "subprocess.Popen[str]", condition: Callable[[], bool]) -
     return process.communicate()[0]
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_its_search_and_in_its_finals_goes_on_each_time_from_its_last_epoch(
     hardware: Any, tmp_path: Path
 ) -> None:

@@ -15,11 +15,13 @@ import pytest
 
 from cifar_ray.results import read_trials
 
+pytestmark = pytest.mark.xdist_group("commands")
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 CHECKOUT = Path(__file__).parent.parent
 DEADLINE_S = 240
 
 
+@pytest.mark.slow
 def test_nothing_that_was_finished_is_lost_to_kills_in_the_search_the_finals_and_the_evaluation(tmp_path: Path) -> None:
     script = CHECKOUT / "benchmarks" / "kill_and_resume.py"
     done = subprocess.run(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from cifar_ray.results import RunFolder, read_csv, read_json, read_trials
 
+whole_commands = pytest.mark.xdist_group("commands")
 SHARED = Path(os.path.abspath(os.environ.get("CIFAR_RAY_SHARED", Path(__file__).resolve().parents[2] / "shared")))
 PETS, WEIGHTS = SHARED / "data" / "pet_breeds", SHARED / "weights" / "resnet18-tinyimagenet191.pth"
 
@@ -43,14 +45,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple["subprocess.Completed
     """A search of the built-in CNNs and of small fine-tunings, which ends in a comparison."""
     folder = tmp_path_factory.mktemp("transfer")
     (folder / "small_resnet.py").write_text(SPACE)
-    flags = "--space cnn,small_resnet.py --train-size 180 --trials 6 --max-epochs 2"
+    for split, num_images in (("train", 20), ("val", 10)):
+        for images in (PETS / split).iterdir():
+            (folder / "pets" / split / images.name).mkdir(parents=True)
+            for image in sorted(images.iterdir())[:num_images]:
+                shutil.copy(image, folder / "pets" / split / images.name)
+    flags = "--space cnn,small_resnet.py --data pets --trials 6 --max-epochs 2"
     flags += " --finalists 1 --final-seeds 2 --image-size 32 --name both"
-    files = ["--data", str(PETS), "--weights", str(WEIGHTS)]
-    done = launcher.run("tune", *flags.split(), *files, folder=folder, timeout=600)
+    done = launcher.run("tune", *flags.split(), "--weights", str(WEIGHTS), folder=folder, timeout=600)
     return done, RunFolder(folder / "runs" / "both")
 
 
 @needs_shared
+@whole_commands
 def test_both_families_end_in_one_report(run: tuple["subprocess.CompletedProcess[str]", RunFolder]) -> None:
     done, folder = run
     assert done.returncode == 0, done.stdout + done.stderr
@@ -63,6 +70,7 @@ def test_both_families_end_in_one_report(run: tuple["subprocess.CompletedProcess
 
 
 @needs_shared
+@whole_commands
 def test_the_records_tell_the_weights_and_what_features_were_kept(
     run: tuple["subprocess.CompletedProcess[str]", RunFolder],
 ) -> None:
@@ -80,6 +88,7 @@ def test_the_records_tell_the_weights_and_what_features_were_kept(
 
 
 @needs_shared
+@whole_commands
 def test_a_saved_fine_tuning_needs_neither_its_weights_nor_its_images(
     run: tuple["subprocess.CompletedProcess[str]", RunFolder],
     tmp_path: Path,
