@@ -3,10 +3,12 @@
 import argparse
 import dataclasses
 import sys
+import textwrap
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from cifar_ray import __version__
 from cifar_ray.config import InputError
 
 
@@ -52,24 +54,51 @@ def one_of(*names: str) -> Callable[[str], str]:
     return parse
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Wraps the description, and leaves the lines of the epilog as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return super()._fill_text(text, width, indent) if "\n" in text else textwrap.fill(text, width)
+
+
+def _usage(settings: type) -> str:
+    positional = [f for f in dataclasses.fields(settings) if f.metadata["positional"]]
+    names = [f"{f.metadata['metavar']}{' ...' if isinstance(f.default, tuple) else ''}" for f in positional]
+    return " ".join(["[flags]", *names])
+
+
 class _OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see --help)")
 
 
-def parse_flags(settings: type, command: str, argv: Sequence[str]) -> dict[str, Any]:
+def parse_flags(settings: type, command: str, argv: Sequence[str], epilog: str = "") -> dict[str, Any]:
     """Parse `argv` into values for the fields of the dataclass `settings`: those that are given, and no others.
 
-    The docstring of the dataclass is the command's description.
+    `--help` shows the docstring of the dataclass, its fields under the headings of its `groups` (names of fields by
+    heading) if it has any, and then `epilog` as it is.
 
     Raises:
         InputError: an unknown flag or a bad value; the message names it.
     """
-    parser = _OneLineParser(prog=f"python -m cifar_ray.{command}", description=settings.__doc__, allow_abbrev=False)
+    parser = _OneLineParser(
+        prog=f"python -m cifar_ray.{command}",
+        usage=f"python -m cifar_ray.{command} {_usage(settings)}",
+        description=settings.__doc__,
+        epilog=epilog,
+        allow_abbrev=False,
+        formatter_class=_HelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"cifar_ray {__version__}")
+    groups: dict[str, Sequence[str]] = getattr(settings, "groups", {})
     hints = typing.get_type_hints(settings)
     fields = {field.name: field for field in dataclasses.fields(settings)}
     options = {name: name if f.metadata["positional"] else "--" + name.replace("_", "-") for name, f in fields.items()}
-    for name, field in fields.items():
+    sections: dict[str, Any] = {}
+    for heading, names in groups.items():
+        sections |= dict.fromkeys(names, parser.add_argument_group(heading))
+    for name in sorted(fields, key=[*sections, *fields].index):
+        field = fields[name]
         several = isinstance(field.default, tuple)
         keywords: dict[str, Any] = {"help": field.metadata["help"], "metavar": field.metadata["metavar"]}
         if hints[name] is bool:
@@ -80,7 +109,7 @@ def parse_flags(settings: type, command: str, argv: Sequence[str]) -> dict[str, 
             shown = "" if field.default is None or several else f" (default: {field.default})"
             keywords |= {"default": argparse.SUPPRESS, "help": field.metadata["help"] + shown}
             keywords |= {"action": "append"} if several else {}
-        parser.add_argument(options[name], **keywords)
+        sections.get(name, parser).add_argument(options[name], **keywords)
     given = vars(parser.parse_intermixed_args(argv))  # `predict MODEL a.png --json b.png` as well
     for name, value in given.items():
         parse = fields[name].metadata["parse"]

@@ -40,8 +40,15 @@ MIN_COLUMNS = 60
 """A terminal narrower than this breaks the rows, which are not shortened any further."""
 
 
+EPILOG = """\
+examples:
+  python -m cifar_ray.predict runs/NAME/best photo.jpg
+  python -m cifar_ray.predict runs/NAME/best holiday_photos --json
+"""
+
+
 def main(argv: Sequence[str]) -> int:
-    settings = PredictSettings(**parse_flags(PredictSettings, "predict", argv))
+    settings = PredictSettings(**parse_flags(PredictSettings, "predict", argv, EPILOG))
     if not (settings.model / "config.json").is_file():
         raise InputError(f"{settings.model}: not a saved model: give a folder such as runs/NAME/best")
     files = find_images(settings.images)

@@ -14,7 +14,6 @@ from cifar_ray.config import (
     Task,
     TrialConfig,
 )
-from cifar_ray.space import load_space
 
 THREE_CONVOLUTIONS: dict[str, dict[str, Any]] = {
     "simple-cnn": {"norm": "none", "activation": "relu"},
@@ -61,6 +60,8 @@ def preset(name: str, task: Task) -> TrialConfig:
         InputError: there is none of that name.
     """
     if name in DEFAULT_RECIPES:
+        from cifar_ray.space import load_space  # Optuna takes a second to import, and names alone need none of it
+
         return load_space("cnn").default_config(dataclasses.replace(task, device=DEFAULT_RECIPES[name]))
     if name in RESNETS:
         return _resnet(name, task)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pydantic
 
@@ -106,6 +106,21 @@ def seconds(text: str) -> float:
 class RunSettings:
     """What every run takes: its data, its metric, its devices and its folder."""
 
+    groups: ClassVar[dict[str, tuple[str, ...]]] = {
+        "what to search or train": (
+            *("space", "preset", "config", "metric", "trials", "max_epochs", "finalists", "final_seeds", "seeds"),
+            *("sampler", "weights", "seed"),
+        ),
+        "on what data": ("data", "data_dir", "train_size", "image_size", "skip_bad_images"),
+        "limits": ("time_budget", "max_params", "dry_run"),
+        "where to run": (
+            *("cpus_per_trial", "gpus_per_trial", "workers_per_trial", "workers"),
+            "address",
+        ),
+        "what comes out": ("name", "runs_dir", "resume"),
+    }
+    """Headings of `--help`, and the flags of all commands that stand under each."""
+
     data: str | None = flag("cifar10", "cifar10, digits, or a folder of images or parquet", _data_source, "NAME|PATH")
     data_dir: Path | None = flag(None, "where cifar10 is or is downloaded to (default: the user's cache folder)", _path)
     skip_bad_images: bool = flag(False, "leave out images that cannot be read, and list them in run.json")
@@ -157,8 +172,10 @@ class TuneSettings(RunSettings):
     space: str = flag(
         "cnn", "search spaces, built-in names or Python files; several share the trials", _spaces, "NAME|FILE.py[,...]"
     )
-    trials: int = flag(50, "trials that end complete or pruned", at_least(1), "N")
-    max_epochs: int = flag(30, "epochs of a trial that is not stopped, and of each final training", at_least(1), "N")
+    trials: int = flag(50, "configurations to try, beside those that fail or are over a limit", at_least(1), "N")
+    max_epochs: int = flag(
+        30, "epochs of each final training, and of a trial that is not stopped early", at_least(1), "N"
+    )
     time_budget: float | None = flag(
         None,
         "end the search early enough to have all done in this time, report included: 10m, 1h30m",
@@ -168,9 +185,15 @@ class TuneSettings(RunSettings):
     workers_per_trial: int = flag(
         1, "workers that train each model together, in the search and in the finals", at_least(1), "N"
     )
-    sampler: str = flag("tpe", "how configurations are drawn: tpe or random", one_of("tpe", "random"))
+    sampler: str = flag(
+        "tpe",
+        "how configurations are drawn: tpe (Optuna's, learns from the trials so far) or random",
+        one_of("tpe", "random"),
+    )
     max_params: int | None = flag(None, "only models of at most this many parameters: 150k, 1M", count, "N")
-    finalists: int = flag(3, "best configurations that are trained again, beside the default", at_least(1), "N")
+    finalists: int = flag(
+        3, "best configurations that are trained again over several seeds, beside the default recipe", at_least(1), "N"
+    )
     final_seeds: int = flag(3, "seeds of each final configuration", at_least(1), "N")
     dry_run: bool = flag(False, "show sampled configurations, and the time, memory and disk it takes; train nothing")
 

@@ -61,7 +61,7 @@ BANDS = (
         "tune_run",
         "train_run",
     },
-    {"tune", "train", "evaluate", "report", "predict"},
+    {"tune", "train", "evaluate", "report", "predict", "__main__"},
 )
 """Module names below `cifar_ray` ("" is the package itself). A new module is added to the band that it belongs to."""
 

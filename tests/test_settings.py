@@ -1,13 +1,17 @@
 """Flags and settings: how texts become values, and how a run's settings are had again."""
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cifar_ray import __version__
 from cifar_ray.command import parse_flags
 from cifar_ray.config import InputError
+from cifar_ray.presets import PRESETS
 from cifar_ray.results import write_json
 from cifar_ray.settings import PredictSettings, TrainSettings, TuneSettings, count, run_settings, seconds
 
@@ -150,3 +154,33 @@ def test_what_is_no_run_or_was_begun_by_another_command_is_refused(begun: TuneSe
     write_json(tmp_path / "other" / "run.json", [])
     with pytest.raises(InputError, match=r"its run\.json is from elsewhere"):
         resumed("--resume", str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("kind", [TuneSettings, TrainSettings])
+def test_every_flag_stands_under_one_heading_of_the_help(kind: Any) -> None:
+    names = [name for names in kind.groups.values() for name in names]
+    assert sorted(names) == sorted(set(names))
+    assert {field.name for field in dataclasses.fields(kind)} <= set(names), "add the flag to RunSettings.groups"
+
+
+@pytest.mark.parametrize("command", ["tune", "train", "predict"])
+def test_help_names_what_there_is_and_shows_two_examples(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"cifar_ray.{command}", "--help"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.count(f"\n  python -m cifar_ray.{command} ") == 2
+    known = {"tune": ["cnn", "resnet", "accuracy, auc or f1"], "train": list(PRESETS), "predict": []}
+    assert all(name in done.stdout for name in known[command])
+    if command != "predict":
+        headings = ["what to search or train:", "on what data:", "limits:", "where to run:", "what comes out:"]
+        places = [done.stdout.find(heading) for heading in headings if command == "tune" or heading != "limits:"]
+        assert -1 not in places and places == sorted(places)
+
+
+def test_the_package_lists_its_commands_and_tells_its_version() -> None:
+    shown = [
+        subprocess.run([sys.executable, "-m", "cifar_ray", *args], capture_output=True, text=True, check=True).stdout
+        for args in ([], ["--version"])
+    ]
+    assert all(f"python -m cifar_ray.{command} " in shown[0] for command in ("tune", "train", "predict"))
+    assert shown[1] == f"cifar_ray {__version__}\n"
