@@ -28,7 +28,7 @@ DOWNLOAD_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True)
 class DataSplits:
-    """A data set ready for training; the three splits share no image."""
+    """A data set ready for training; only splits that the source brought can share images (see `num_test_copies`)."""
 
     train: Images
     """What weights are fitted on."""
@@ -49,6 +49,10 @@ class DataSplits:
     `native` (the data has that size already) or `shorter_side_center_crop`."""
     bad_images: tuple[str, ...] = ()
     """What `skip_bad_images` left out: "path: reason"."""
+    num_val_copies: int = 0
+    """Validation images whose pixels equal those of a training image."""
+    num_test_copies: int = 0
+    """Test images whose pixels equal those of a training or validation image."""
 
     def training_arrays(self) -> dict[str, np.ndarray]:
         """The arrays that training may see: images and labels of train and validation, not of test."""
@@ -74,11 +78,13 @@ def load_data(
     A folder holds one folder of images per class, or `train/` with `test/` or `val/` that do (the second is the test
     split; with all three `val/` is the validation split), or Hugging Face parquet files (`train-*.parquet` ...).
     Without a test split of its own, a stratified 20 % goes to test first. Validation is carved from train, stratified:
-    10 %, below 10,000 images 20 %. Decoded folders are kept in the user cache folder.
+    10 %, below 10,000 images 20 %. Equal images, whatever their labels, are carved as one; in splits that the source
+    brought they are counted. Decoded folders are kept in the user cache folder.
 
     Args:
         source: `digits`, `cifar10` or a path.
-        train_size: keep this many images of train and validation together, stratified. None keeps all.
+        train_size: keep this many images of train and validation together, stratified; where validation is carved,
+            copies of an image only after all others. None keeps all.
         image_size: side to bring every image to. None keeps the images' own size where all are equal, square and at
             most 64 pixels wide, and otherwise means `auto_size`.
         data_dir: where `cifar10` lies or is downloaded to. None is the user cache folder.
@@ -102,8 +108,26 @@ def load_data(
     checksums = [checksum(array) for part in (train, val, test) for array in (part.images, part.labels)]
     fingerprint = hashlib.sha256(json.dumps([decoded.class_names, checksums]).encode()).hexdigest()
     flips: tuple[Flip, ...] = ("none",) if source == "digits" else Task.flips
-    names, resize, bad = decoded.class_names, decoded.resize, decoded.bad_images
-    return DataSplits(train, val, test, names, source, fingerprint, flips, resize, bad)
+    train_ids, val_ids, test_ids = (image_ids(part.images) for part in (train, val, test))
+    return DataSplits(
+        train,
+        val,
+        test,
+        decoded.class_names,
+        source,
+        fingerprint,
+        flips,
+        decoded.resize,
+        decoded.bad_images,
+        num_val_copies=int(np.isin(val_ids, train_ids).sum()),
+        num_test_copies=int(np.isin(test_ids, np.concatenate([train_ids, val_ids])).sum()),
+    )
+
+
+def image_ids(images: np.ndarray) -> np.ndarray:
+    """Return a number (N,) uint64 for each of `images` (N, ...), the same where all pixels are the same."""
+    digests = (hashlib.blake2b(image, digest_size=8).digest() for image in images)
+    return np.frombuffer(b"".join(digests), dtype=np.uint64)
 
 
 def _carve(decoded: Decoded, source: str, train_size: int | None) -> tuple[Images, Images, Images]:
@@ -111,14 +135,16 @@ def _carve(decoded: Decoded, source: str, train_size: int | None) -> tuple[Image
     pool, val, test = decoded.splits["train"], decoded.splits.get("val"), decoded.splits.get("test")
     num_classes = len(decoded.class_names)
     needed = 1 + (val is None) + (test is None)  # images per class: one for each split that comes out of the pool
-    sizes = np.bincount(pool.labels, minlength=num_classes)
+    keep = np.arange(len(pool.labels))
+    ids = image_ids(pool.images) if needed > 1 else keep
+    sizes = np.bincount(pool.labels[np.unique(ids, return_index=True)[1]], minlength=num_classes)
     if sizes.min() < needed:
         name = decoded.class_names[sizes.argmin()]
-        raise InputError(f"{source}: class {name!r} has {sizes.min()} train image(s), needs {needed}: add some")
+        copies = ", copies not counted" if len(np.unique(ids)) < len(ids) else ""
+        raise InputError(f"{source}: class {name!r} has {sizes.min()} train image(s){copies}, needs {needed}: add some")
 
-    keep = np.arange(len(pool.labels))
     if test is None:
-        keep, chosen = stratified_split(pool.labels, round(0.2 * len(keep)), min_left=needed - 1)
+        keep, chosen = stratified_split(pool.labels, round(0.2 * len(keep)), min_left=needed - 1, ids=ids)
         test = _take(pool, chosen)
     else:
         test = _take(test, np.arange(len(test.labels)))
@@ -134,19 +160,36 @@ def _carve(decoded: Decoded, source: str, train_size: int | None) -> tuple[Image
         keep = keep[stratified_split(pool.labels[keep], size - num_val, min_left=0)[1]]
         return _take(pool, keep), _take(val, stratified_split(val.labels, num_val, min_left=0)[1]), test
     if size < total:
-        keep = keep[stratified_split(pool.labels[keep], size, min_taken=2, min_left=0)[1]]
-    left, chosen = stratified_split(pool.labels[keep], round((0.1 if size >= 10_000 else 0.2) * size))
+        labels = pool.labels[keep]
+        keep = keep[stratified_split(labels, size, min_taken=2, min_left=0, ids=ids[keep], part_copies=True)[1]]
+    num_val = round((0.1 if size >= 10_000 else 0.2) * size)
+    left, chosen = stratified_split(pool.labels[keep], num_val, ids=ids[keep])
     return _take(pool, keep[left]), _take(pool, keep[chosen]), test
 
 
 def stratified_split(
-    labels: np.ndarray, num_taken: int, *, min_taken: int = 1, min_left: int = 1
+    labels: np.ndarray,
+    num_taken: int,
+    *,
+    min_taken: int = 1,
+    min_left: int = 1,
+    ids: np.ndarray | None = None,
+    part_copies: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the sorted positions of `labels` (N,) left behind and taken, the latter `num_taken` in all.
 
     Each class gives in proportion to its size (largest remainder; ties go to the lower label), at least `min_taken` and
     all but `min_left`; `num_taken` moves to the nearest number that allows it. The same labels give the same split.
+
+    Args:
+        ids: (N,), equal where images are. They count for the class of the first of them and stay together, so that
+            classes with copies give a few images more or fewer; `min_taken` and `min_left` do not count copies.
+        part_copies: take exactly `num_taken`, copies of an image after all others of its class, instead.
     """
+    ids = np.arange(len(labels)) if ids is None else ids
+    _, first, group, num_equal = np.unique(ids, return_index=True, return_inverse=True, return_counts=True)
+    first = first[group]  # (N,) of each image the first that equals it
+    labels, is_copy = labels[first], first != np.arange(len(labels))
     classes, sizes = np.unique(labels, return_counts=True)
     low, high = np.full_like(sizes, min_taken), sizes - min_left
     assert (low <= high).all(), "a class is too small to split"
@@ -161,8 +204,28 @@ def stratified_split(
     rng = np.random.RandomState(SPLIT_SEED)  # the one whose stream no later version of numpy may change
     taken = np.zeros(len(labels), dtype=bool)
     for label, count in zip(classes, counts, strict=True):
-        taken[rng.permutation(np.flatnonzero(labels == label))[:count]] = True
+        order = rng.permutation(np.flatnonzero((labels == label) & ~is_copy))
+        if part_copies:
+            taken[np.concatenate([order, np.flatnonzero((labels == label) & is_copy)])[:count]] = True
+        else:
+            taken[order[_fill(num_equal[group[order]].tolist(), count, min_taken, len(order) - min_left)]] = True
+    if not part_copies:
+        taken = taken[first]
     return np.flatnonzero(~taken), np.flatnonzero(taken)
+
+
+def _fill(sizes: list[int], room: int, at_least: int, at_most: int) -> list[int]:
+    """Return the positions of those `sizes` that, one after another, still fit into `room`, of so many in number."""
+    assert at_least <= at_most, "a class is too small to split"
+    chosen: list[int] = []
+    for i, size in enumerate(sizes):
+        if size <= room and len(chosen) < at_most:
+            chosen.append(i)
+            room -= size
+    if len(chosen) < at_least:
+        rest = sorted(set(range(len(sizes))) - set(chosen), key=lambda i: (sizes[i], i))
+        chosen += rest[: at_least - len(chosen)]
+    return chosen
 
 
 def _take(part: Images, index: np.ndarray) -> Images:

@@ -23,6 +23,7 @@ import psutil
 from cifar_ray.config import InputError, TrialConfig
 from cifar_ray.data import DataSplits, load_data
 from cifar_ray.progress import Console
+from cifar_ray.report_parts import shared_images
 from cifar_ray.results import RunFolder, read_json, write_json
 from cifar_ray.runtime import Hardware
 from cifar_ray.settings import MAX_NAME_BYTES, RunSettings
@@ -280,6 +281,8 @@ def load_run_data(run: Run, source: str, console: Console, auto_size: int) -> Da
     )
     if data.bad_images:
         console.line(f"            {len(data.bad_images)} unreadable images left out, the first: {data.bad_images[0]}")
+    for line in shared_images(_describe(data)):
+        console.line(f"            warning: {line}")
     run.check_unchanged(data=data.fingerprint)
     return data
 
@@ -331,5 +334,7 @@ def _describe(data: DataSplits) -> dict[str, Any]:
         "num_train": len(data.train.images),
         "num_val": len(data.val.images),
         "num_test": len(data.test.images),
+        "num_val_copies": data.num_val_copies,
+        "num_test_copies": data.num_test_copies,
         "bad_images": list(data.bad_images),
     }

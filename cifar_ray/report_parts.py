@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,3 +68,19 @@ def counted(count: Any, thing: str) -> str:
 def share(part: float, whole: float) -> str:
     """A part of a whole in percent, such as `12.5 %`, or `-`."""
     return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+def shared_images(data: Mapping[str, Any]) -> list[str]:
+    """What is to be said, of `data` in run.json, about images that two splits share; nothing where none do."""
+    said = []
+    if num := data.get("num_test_copies"):
+        said.append(
+            f"{thousands(num)} of {thousands(data.get('num_test'))} test images are also training or validation "
+            "images: expect less than the test scores of new images"
+        )
+    if num := data.get("num_val_copies"):
+        said.append(
+            f"{thousands(num)} of {thousands(data.get('num_val'))} validation images are also training images: "
+            "models that learn them by heart rank too high"
+        )
+    return said

@@ -23,7 +23,7 @@ from cifar_ray.ranking import (
     verdict,
 )
 from cifar_ray.records import Records
-from cifar_ray.report_parts import Image, Section, Table, counted, decimals, share, short, thousands
+from cifar_ray.report_parts import Image, Section, Table, counted, decimals, share, shared_images, short, thousands
 from cifar_ray.results import DEFAULT, Row
 from cifar_ray.trial_sections import all_trials, best_trials, ledger, search_gain
 
@@ -56,6 +56,7 @@ def facts_of(records: Records) -> list[tuple[str, str]]:
     return [
         ("Data", f"{data.get('source', '?')}: {len(data.get('class_names') or [])} classes, {size}"),
         ("Images", " / ".join(splits)),
+        *([("In two splits", "; ".join(shared))] if (shared := shared_images(data)) else []),
         ("Data fingerprint", str(data.get("fingerprint") or "?")[:12]),
         *([("Weights", " · ".join(weights))] if weights else []),
         ("Device", f"{device.get('name') or device.get('kind', '?')} ({used})"),

@@ -12,7 +12,7 @@ from images import REPOSITORY, counts, encode, make_tree, pixels, private_cache,
 from PIL import Image
 
 from cifar_ray.config import InputError
-from cifar_ray.data import load_data, stratified_split
+from cifar_ray.data import DataSplits, load_data, stratified_split
 from cifar_ray.decode import decode_image
 
 LOAD = "import sys; from cifar_ray.data import load_data; print(load_data(sys.argv[1]).fingerprint)"
@@ -104,9 +104,10 @@ def test_arrays_have_the_promised_types(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("train_images", "num_val"), [(9_998, 2_000), (10_000, 1_000)])
 def test_validation_share(tmp_path: Path, train_images: int, num_val: int) -> None:
-    image = {"bytes": encode(Image.new("L", (2, 2))), "path": ""}
-    for split, count in (("train", train_images), ("test", 4)):
-        write_table(tmp_path / "d" / f"{split}-0.parquet", {"img": [image] * count, "label": [0, 1] * (count // 2)})
+    pixels = np.arange(10_004, dtype=">u4").view(np.uint8).reshape(-1, 2, 2)  # no two images are equal
+    images = [{"bytes": encode(Image.fromarray(image)), "path": ""} for image in pixels]
+    for split, part in (("train", images[:train_images]), ("test", images[-4:])):
+        write_table(tmp_path / "d" / f"{split}-0.parquet", {"img": part, "label": [0, 1] * (len(part) // 2)})
     assert sizes(load_data(str(tmp_path / "d"))) == (train_images - num_val, num_val, 4)
 
 
@@ -156,6 +157,89 @@ def test_train_size_keeps_two_images_of_a_rare_class(tmp_path: Path) -> None:
     make_tree(tmp_path / "d" / "test", {"a": 2, "b": 2})
     splits = load_data(str(tmp_path / "d"), train_size=10)
     assert (counts(splits.train.labels), counts(splits.val.labels)) == ([7, 1], [1, 1])
+
+
+def copy_all(root: Path, times: int = 1) -> Path:
+    """Put so many copies of every image beside it."""
+    for file in list(root.rglob("*.png")):
+        for i in range(times):
+            shutil.copy(file, file.with_name(f"copy-{i}-{file.name}"))
+    return root
+
+
+def shared_pixels(splits: DataSplits) -> set[bytes]:
+    train, val, test = pixels(splits)
+    return train & val | train & test | val & test
+
+
+@pytest.mark.parametrize(("train_size", "num_train", "num_val"), [(None, 128, 32), (101, 81, 20), (75, 60, 15)])
+def test_copies_of_an_image_go_to_one_split(
+    tmp_path: Path, train_size: int | None, num_train: int, num_val: int
+) -> None:
+    root = copy_all(make_tree(tmp_path / "d", {"a": 50, "b": 50}))
+    splits = load_data(str(root), train_size=train_size)
+    assert shared_pixels(splits) == set()
+    assert sizes(splits) == (num_train, num_val, 40)
+    assert counts(splits.test.labels) == [20, 20] and np.ptp(counts(splits.val.labels)) <= 1
+    assert (splits.num_val_copies, splits.num_test_copies) == (0, 0)
+    if num_train + num_val <= 80:  # there are as many images without copies: they come first
+        assert len(set.union(*pixels(splits)[:2])) == num_train + num_val
+
+
+def test_validation_is_carved_without_parting_copies(tmp_path: Path) -> None:
+    copy_all(make_tree(tmp_path / "d" / "train", {"a": 20, "b": 30}), times=2)
+    make_tree(tmp_path / "d" / "test", {"a": 3, "b": 3})
+    for train_size in (None, 4, 31, 149):
+        splits = load_data(str(tmp_path / "d"), train_size=train_size)
+        assert shared_pixels(splits) == set()
+        assert sum(sizes(splits)) == (train_size or 150) + 6
+        assert min(counts(splits.train.labels)) >= 1 and min(counts(splits.val.labels)) >= 1
+
+
+def test_equal_images_of_different_labels_go_to_one_split(tmp_path: Path) -> None:
+    root = make_tree(tmp_path / "d", {"a": 30, "b": 30})
+    for file in list((root / "a").iterdir()):
+        shutil.copy(file, root / "b" / f"copy-{file.name}")
+    splits = load_data(str(root))
+    assert shared_pixels(splits) == set()
+    assert sum(sizes(splits)) == 90
+    assert all(min(counts(part.labels)) > 0 for part in (splits.train, splits.val, splits.test))
+
+
+def test_copies_do_not_fill_a_class_that_is_too_small(tmp_path: Path) -> None:
+    root = copy_all(make_tree(tmp_path / "d", {"a": 10, "b": 2}), times=5)
+    with pytest.raises(InputError, match=r"class 'b' has 2 train image.*, copies not counted, needs 3: add some"):
+        load_data(str(root))
+
+
+def test_images_in_two_given_splits_are_counted(tmp_path: Path) -> None:
+    root = tmp_path / "d"
+    for split, count in {"train": 10, "val": 5, "test": 5}.items():
+        make_tree(root / split, {"a": count, "b": count})
+    for split, name, target in (("train", "a", "val/b"), ("train", "b", "test/b"), ("val", "a", "test/a")):
+        for i in range(2 if split == "train" else 1):
+            shutil.copy(root / split / name / f"{i:04}.png", root / target / f"copy-{i}.png")
+    splits = load_data(str(root))
+    assert sizes(splits) == (20, 12, 13)
+    assert (splits.num_val_copies, splits.num_test_copies) == (2, 3)
+
+
+def test_splits_that_part_no_copies_hold_what_they_must() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        num_distinct = int(rng.integers(12, 60))
+        ids = np.concatenate([np.arange(num_distinct), rng.integers(0, num_distinct, rng.integers(0, 40))])
+        ids = rng.permutation(ids)
+        labels = ids % 3 if rng.integers(2) else rng.permutation(ids % 3)
+        labels[np.unique(ids, return_index=True)[1]] = np.arange(num_distinct) % 3
+        num_taken = int(rng.integers(3, len(ids) - 2))
+        left, taken = stratified_split(labels, num_taken, ids=ids)
+        assert sorted([*left, *taken]) == list(range(len(ids)))
+        assert not set(ids[left]) & set(ids[taken])
+        assert set(labels[left]) == set(labels[taken]) == {0, 1, 2}
+        exact = stratified_split(labels, num_taken, ids=ids, part_copies=True, min_taken=1)[1]
+        assert len(exact) == num_taken
+        assert not np.array_equal(labels, ids % 3) or np.bincount(labels[exact], minlength=3).min() > 0
 
 
 def test_splits_are_the_same_in_another_process(tmp_path: Path) -> None:
@@ -217,6 +301,7 @@ def test_real_cifar10_parquet() -> None:
     assert splits.class_names[0] == "airplane" and splits.class_names[9] == "truck"
     assert counts(splits.train.labels) == [4_500] * 10 and counts(splits.val.labels) == [500] * 10
     assert len(set.union(*pixels(splits))) == 60_000
+    assert (splits.num_val_copies, splits.num_test_copies) == (0, 0)
     both = np.concatenate([splits.train.images, splits.val.images])
     assert both.mean((0, 2, 3)) / 255 == pytest.approx([0.49139968, 0.48215841, 0.44653091], abs=1e-7)  # its README's
 

@@ -80,13 +80,14 @@ def test_hidden_and_other_files_are_ignored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["jpg", "JPEG", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp", "gif"])
 def test_image_suffixes(tmp_path: Path, suffix: str) -> None:
-    for name in ("a", "b"):
+    for value, name in enumerate(("a", "b")):
         (tmp_path / "d" / name).mkdir(parents=True)
-        for i in range(3):
-            Image.new("L", (4, 4), 100).save(tmp_path / "d" / name / f"{i}.{suffix}")
+        for i in range(3):  # none equals another
+            Image.new("L", (4, 4), 100 + 60 * value + 20 * i).save(tmp_path / "d" / name / f"{i}.{suffix}")
     splits = load_data(str(tmp_path / "d"))
     assert sizes(splits) == (2, 2, 2)
-    assert np.abs(splits.train.images.astype(int) - 100).max() <= 2
+    values = np.sort([part.images.mean((1, 2, 3)) for part in (splits.train, splits.val, splits.test)], axis=None)
+    assert np.abs(values - [100, 120, 140, 160, 180, 200]).max() <= 2
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """How a run begins: its place on disk, its lock, its clock, and what a resumed one refuses."""
 
+import io
 import json
 import shutil
 import signal
@@ -9,10 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from images import make_tree, private_cache  # noqa: F401 (a fixture)
 
 from cifar_ray.config import InputError
 from cifar_ray.data import load_data
-from cifar_ray.launch import Phases, Run, sigterm_as_ctrl_c
+from cifar_ray.launch import Phases, Run, load_run_data, sigterm_as_ctrl_c
+from cifar_ray.progress import Console
 from cifar_ray.runtime import Hardware, Node
 from cifar_ray.settings import TuneSettings
 
@@ -58,6 +61,23 @@ def test_a_run_with_other_data_or_another_space_is_not_taken_up(tmp_path: Path) 
     with pytest.raises(InputError, match="--resume: the file of space cnn has changed since"):
         again.check_unchanged(**{"the file of space cnn": "another"})
     again.close()
+
+
+def test_images_in_two_given_splits_are_warned_of_and_recorded(tmp_path: Path) -> None:
+    root = tmp_path / "d"
+    make_tree(root / "train", {"a": 8, "b": 8})
+    make_tree(root / "test", {"a": 3, "b": 3})
+    for told, copies in ((False, 0), (True, 2)):
+        for i in range(copies):
+            shutil.copy(root / "train" / "a" / f"{i:04}.png", root / "test" / "b" / f"copy-{i}.png")
+        run, out = Run(TuneSettings(data=str(root), runs_dir=tmp_path / "runs"), "tune", "cnn"), io.StringIO()
+        data = load_run_data(run, str(root), Console(out), auto_size=32)
+        assert ("warning: 2 of 8 test images are also training or validation images" in out.getvalue()) == told
+        assert "validation images are also training images" not in out.getvalue()
+        run.begin(data, HARDWARE, slots=2)
+        run.close()
+        recorded = json.loads(run.folder.run_json.read_text())["data"]
+        assert (recorded["num_test_copies"], recorded["num_val_copies"]) == (copies, 0)
 
 
 def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:

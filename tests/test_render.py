@@ -487,6 +487,19 @@ def test_the_facts_name_the_pretrained_weights_and_the_workers_of_a_model(tmp_pa
         assert "2 trials at a time, 3 workers each" in text
 
 
+def test_the_facts_say_how_many_images_are_in_two_splits(tmp_path: Path) -> None:
+    folder = records.make_run(tmp_path / "run")
+    html_file, _ = render.build_report(folder.root)
+    assert "In two splits" not in html_file.read_text()
+    about = results.read_json(folder.run_json)
+    about["data"] |= {"num_test_copies": 34, "num_val_copies": 1}
+    results.write_json(folder.run_json, about)
+    html_file, markdown = render.build_report(folder.root)
+    for text in (html_file.read_text(), markdown.read_text()):
+        assert "34 of 360 test images are also training or validation images" in text
+        assert "1 of 288 validation images" in text
+
+
 def test_every_final_training_is_seen_in_its_figure_however_far_behind_it_is() -> None:
     ahead = {f"a-seed{k}": [{"epoch": e, "val_accuracy": 0.9 + e / 100} for e in range(1, 9)] for k in range(9)}
     behind = {"b-seed0": [{"epoch": e, "val_accuracy": 0.2 + e / 100} for e in range(1, 9)]}
