@@ -46,7 +46,8 @@ class DataSplits:
     """Values of `augment/flip` that make sense: `none` alone for digits, since a mirrored one is another character."""
     resize: dict[str, Any]
     """How any image becomes an input, see :func:`decode_image`: `channels` (1 or 3), `image_size` and `rule`, which is
-    `native` (the data has that size already) or `shorter_side_center_crop`."""
+    `native` (the data has that size already) or `shorter_side_center_crop`; with TIFFs of 32-bit integers also
+    `white_int32`, 255 unless one of them has a larger pixel, then 65,535."""
     bad_images: tuple[str, ...] = ()
     """What `skip_bad_images` left out: "path: reason"."""
     num_val_copies: int = 0

@@ -29,9 +29,11 @@ def decode_image(data: bytes | Path, resize: dict[str, Any], name: str | None = 
     It is turned as its EXIF orientation says, transparency is laid over white, 16-bit grayscale is scaled to 8 bits,
     and only the first frame counts. Unless it has the right size, the shorter side is resized and the centre cropped.
 
+    A TIFF of 32-bit integers does not say what white is: `white_int32`, else 255 where no pixel is larger, and 65,535.
+
     Args:
         data: an encoded image or the path of one.
-        resize: has `channels` and `image_size`; the same for both values of `rule`.
+        resize: has `channels`, `image_size` and perhaps `white_int32`; the same for both values of `rule`.
         name: stands for the image in messages.
 
     Returns:
@@ -48,7 +50,7 @@ def decode_image(data: bytes | Path, resize: dict[str, Any], name: str | None = 
         image.load()
         with suppress(Exception):  # nothing is wrong with the pixels of an image whose EXIF block is damaged
             ImageOps.exif_transpose(image, in_place=True)
-        return to_array(fit_square(_to_8_bits(image, resize["channels"]), size))
+        return to_array(fit_square(_to_8_bits(image, resize["channels"], resize.get("white_int32")), size))
 
 
 @contextmanager
@@ -83,9 +85,15 @@ def map_images(
         pool.shutdown(cancel_futures=True)
 
 
-def read_header(name: str, data: Path | bytes) -> tuple[bool, tuple[int, int]]:
+def read_header(name: str, data: Path | bytes) -> tuple[bool, tuple[int, int], int | None]:
+    """Return whether an image is gray, its width and height, and what seems to be white in a TIFF of 32-bit integers.
+
+    Raises:
+        InputError: as :func:`decode_image`, of which it reads no more than it must.
+    """
     with _open_image(name, data) as image:
-        return image.mode.startswith(("1", "L", "I", "F")) and image.mode != "LAB", image.size
+        is_gray = image.mode.startswith(("1", "L", "I", "F")) and image.mode != "LAB"
+        return is_gray, image.size, _white_of_pixels(image) if _is_int32_tiff(image) else None
 
 
 @contextmanager
@@ -101,14 +109,31 @@ def _open_image(name: str, data: Path | bytes) -> Iterator[PILImage.Image]:
         raise InputError(f"{name}: {one_line(error)}") from None
 
 
-def _to_8_bits(image: PILImage.Image, channels: int) -> PILImage.Image:
+def _is_int32_tiff(image: PILImage.Image) -> bool:
+    return image.mode == "I" and image.format == "TIFF"  # mode I of other formats is 16 bits, scaled up if need be
+
+
+def _white_of_pixels(image: PILImage.Image) -> int:
+    """Return 255 or 65,535, what holds all pixels of a gray image of more than 8 bits."""
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise ValueError("its 32-bit pixels have no known range")
+    return 255 if values.max() <= 255 else 65535
+
+
+def _to_8_bits(image: PILImage.Image, channels: int, white_int32: int | None) -> PILImage.Image:
     from PIL import Image
 
     if image.mode.startswith(("I", "F")):
-        values = np.asarray(image)
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise ValueError("its 32-bit pixels have no known range")
-        image = Image.fromarray(np.rint(values / 257).astype(np.uint8))  # scaled: Pillow's own conversion clips
+        white = _white_of_pixels(image)
+        if not _is_int32_tiff(image):
+            white = 65535
+        elif white_int32 and white > white_int32:
+            raise ValueError(f"its pixels are larger than {white_int32}, which is white in the training images")
+        else:
+            white = white_int32 or white
+        scaled = np.rint(np.asarray(image) / (white / 255))  # Pillow's own conversion clips
+        image = Image.fromarray(scaled.astype(np.uint8))
     elif image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert("L" if channels == 1 else "RGB")

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 MAX_NATIVE_SIZE = 64  # larger images are resized unless the user asks for their size
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
 SPLIT_NAMES = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
-CACHE_VERSION = 1  # raise it whenever the same files would give other pixels or labels
+CACHE_VERSION = 2  # raise it whenever the same files would give other pixels or labels
 
 
 @dataclass(frozen=True)
@@ -227,15 +227,17 @@ def _decode(
     skip_bad_images: bool,
 ) -> Decoded:
     # All headers first, since together they decide how each image is decoded. Damaged ones are reported below.
-    headers: set[tuple[bool, tuple[int, int]]] = set()
+    headers: set[tuple[bool, tuple[int, int], int | None]] = set()
     for split in splits.values():
         with map_images(read_header, split.images()) as results:
             headers.update(header for header in results if not isinstance(header, InputError))
-    sides = {side for _, size in headers for side in size}
+    sides = {side for _, size, _ in headers for side in size}
     native = image_size is None and len(sides) == 1 and max(sides) <= MAX_NATIVE_SIZE
     size = max(sides) if native else image_size or auto_size
-    channels = 1 if all(is_gray for is_gray, _ in headers) else 3
+    channels = 1 if all(is_gray for is_gray, _, _ in headers) else 3
     resize = {"channels": channels, "image_size": size, "rule": "native" if native else "shorter_side_center_crop"}
+    if whites := {white for _, _, white in headers if white is not None}:
+        resize["white_int32"] = max(whites)  # one for all: a dark image of 16 bits holds no more than one of 8
 
     decoded, bad = {}, []
     for split_name, split in splits.items():

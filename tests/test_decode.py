@@ -74,6 +74,35 @@ def test_decode_modes(tmp_path: Path, content: bytes, color: tuple[int, int, int
     assert np.array_equal(decode_image(tmp_path / "x.png", RGB), image)
 
 
+def int32_tiff(*values: int) -> bytes:
+    """A TIFF of 32-bit integers, 4x4 pixels."""
+    return encode(Image.fromarray(np.resize(np.array(values, dtype=np.int32), (4, 4))), "TIFF")
+
+
+@pytest.mark.parametrize(
+    ("content", "white", "expected"),
+    [
+        pytest.param(int32_tiff(0, 90, 200, 255), None, [0, 90, 200, 255], id="8 bits"),
+        pytest.param(int32_tiff(0, 256, 32768, 65535), None, [0, 1, 128, 255], id="16 bits"),
+        pytest.param(int32_tiff(0, 90, 200, 255), 255, [0, 90, 200, 255], id="8 bits, as in training"),
+        pytest.param(int32_tiff(0, 90, 200, 255), 65535, [0, 0, 1, 1], id="16 bits as in training, dark"),
+        pytest.param(b"P5 4 4 65535\n" + b"\x00\xff" * 16, None, [1, 1, 1, 1], id="dark 16 bit PGM"),
+        pytest.param(b"P5 4 4 65535\n" + b"\x80\x00" * 16, 255, [128] * 4, id="16 bit PGM beside 8 bits"),
+    ],
+)
+def test_integers_of_32_bits(content: bytes, white: int | None, expected: list[int]) -> None:
+    resize = GRAY if white is None else GRAY | {"white_int32": white}
+    assert decode_image(content, resize)[0, 0].tolist() == expected
+
+
+def test_what_is_whiter_than_white_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^image: its pixels are larger than 255, which is white in the training"):
+        decode_image(int32_tiff(0, 256), GRAY | {"white_int32": 255})
+    for value in (-1, 65536):
+        with pytest.raises(InputError, match=r"^image: its 32-bit pixels have no known range"):
+            decode_image(int32_tiff(0, value), GRAY)
+
+
 @pytest.mark.parametrize("size", [(30, 10), (10, 30), (900, 300), (3, 1)])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_decode_keeps_the_centre(size: tuple[int, int], kind: str) -> None:

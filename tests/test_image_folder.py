@@ -340,3 +340,16 @@ def test_size_and_channels(
         assert part.images.shape[1:] == (channels, size, size)
     file = sorted((tmp_path / "d" / "test" / "a").iterdir())[0]
     assert np.array_equal(splits.test.images[0], decode_image(file, splits.resize))  # what `predict` will do
+
+
+@pytest.mark.parametrize(("brightest", "white"), [(255, 255), (40_000, 65535), (65_536, 255)])
+def test_one_white_for_all_images_of_32_bit_integers(tmp_path: Path, brightest: int, white: int) -> None:
+    for value, folder in enumerate(("train/a", "train/b", "val/a", "val/b", "test/a", "test/b")):
+        (tmp_path / "d" / folder).mkdir(parents=True)
+        Image.fromarray(np.full((4, 4), 100 + 20 * value, dtype=np.int32)).save(tmp_path / "d" / folder / "0.tif")
+    Image.fromarray(np.full((4, 4), brightest, dtype=np.int32)).save(tmp_path / "d" / "test" / "b" / "1.tif")
+    for _ in ("decoded", "reused"):
+        splits = load_data(str(tmp_path / "d"), skip_bad_images=True)
+        assert splits.resize == {"channels": 1, "image_size": 4, "rule": "native", "white_int32": white}
+        assert len(splits.bad_images) == (brightest > 65535)
+        assert splits.train.images[:, 0, 0, 0].tolist() == ([100, 120] if white == 255 else [0, 0])
