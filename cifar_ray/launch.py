@@ -18,8 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from cifar_ray import BEGAN
 from cifar_ray.config import InputError, TrialConfig
 from cifar_ray.data import DataSplits, load_data
 from cifar_ray.progress import Console
@@ -37,13 +36,13 @@ NEEDED_MB = 200
 class Phases:
     """Seconds of each phase of a run, in order, those of `earlier` sessions of the same run included.
 
-    The first phase, `startup`, began with the process.
+    The first phase, `startup`, began with the program. (The process may be older: a shell's that became this one.)
     """
 
     def __init__(self, earlier: Mapping[str, float]) -> None:
         self.seconds: dict[str, float] = dict(earlier)
         self._current: str | None = "startup"
-        self._began = time.monotonic() - (time.time() - psutil.Process().create_time())
+        self._began = BEGAN
 
     def next(self, phase: str | None) -> float:
         """End the phase under way and begin `phase`, if any; return the seconds of the one that ended."""

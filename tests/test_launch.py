@@ -2,8 +2,11 @@
 
 import io
 import json
+import shlex
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,7 +118,7 @@ def test_a_full_disk_is_told_before_anything_is_made(tmp_path: Path, monkeypatch
 def test_phases_add_up_over_the_sessions_of_a_run() -> None:
     phases = Phases({"startup": 100.0, "search": 50.0})
     startup = phases.next("search")
-    assert phases.seconds["startup"] == 100.0 + startup and startup > 0  # it began with the process
+    assert phases.seconds["startup"] == 100.0 + startup and startup > 0  # it began with the program
     time.sleep(0.02)
     assert phases.current >= 50.02
     assert phases.total == pytest.approx(sum(phases.seconds.values()) + phases.current - 50.0, abs=0.01)
@@ -124,6 +127,14 @@ def test_phases_add_up_over_the_sessions_of_a_run() -> None:
     time.sleep(0.02)
     phases.next(None)
     assert sum(phases.seconds.values()) == pytest.approx(150.0 + startup + searched)
+
+
+def test_what_a_shell_did_before_it_became_the_program_is_no_part_of_the_start_up() -> None:
+    code = "import time; began = time.monotonic(); from cifar_ray.launch import Phases; "
+    code += "startup_s = Phases({}).total; print(0 < startup_s <= time.monotonic() - began)"
+    command = shlex.join([sys.executable, "-c", code])
+    done = subprocess.run(["bash", "-c", f"sleep 1; exec {command}"], capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_sigterm_is_a_ctrl_c() -> None:
