@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import fcntl
+import json
 import os
 import platform
 import secrets
@@ -126,14 +127,21 @@ class Run:
         """Refuse to go on with a run of which one of these facts has changed; note them for a new one.
 
         Args:
-            facts: by name of what has changed, such as `data` and a fingerprint.
+            facts: by name of what has changed, such as `data` and a fingerprint; of one that is a dict, it is told what
+                in it has changed.
         """
         recorded = self.about.setdefault("unchanged", {})
-        for name, value in facts.items():
-            if recorded.setdefault(name, value) != value:
-                raise InputError(
-                    f"--resume: {name} has changed since {self.folder.root} began: bring it back, or start a new run"
-                )
+        for name, value in json.loads(json.dumps(facts)).items():  # as run.json gives them back
+            if (began := recorded.setdefault(name, value)) == value:
+                continue
+            told = ""
+            if isinstance(value, dict):
+                keys = [key for key in {**began, **value} if began.get(key) != value.get(key)]
+                changes = [f"{key} was {began.get(key)!s:.60}, is {value.get(key)!s:.60}" for key in keys]
+                told = f" ({'; '.join(changes)})"
+            raise InputError(
+                f"--resume: {name} has changed since {self.folder.root} began{told}: bring it back, or start a new run"
+            )
 
     def begin(self, data: DataSplits, hardware: Hardware, slots: int) -> None:
         """Make the folder and write run.json, or add this session to it."""
@@ -263,7 +271,7 @@ def check_batch_sizes(place: Place, configs: Iterable[tuple[str, TrialConfig]]) 
 
 
 def load_run_data(run: Run, source: str, console: Console, auto_size: int) -> DataSplits:
-    """Load the data of a run, say what it is, and see to it that a resumed run meets the same data again."""
+    """Load the data of a run, and say what it is."""
     settings = run.settings
     data = load_data(
         source,
@@ -282,7 +290,6 @@ def load_run_data(run: Run, source: str, console: Console, auto_size: int) -> Da
         console.line(f"            {len(data.bad_images)} unreadable images left out, the first: {data.bad_images[0]}")
     for line in shared_images(_describe(data)):
         console.line(f"            warning: {line}")
-    run.check_unchanged(data=data.fingerprint)
     return data
 
 

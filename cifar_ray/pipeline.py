@@ -4,7 +4,7 @@ import contextlib
 import shlex
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 
 import numpy as np
@@ -145,9 +145,14 @@ def share_weights(place: Place, configs: Iterable[TrialConfig]) -> Pretrained:
 
 
 def make_task(place: Place, data: DataSplits, backbones: tuple[str, ...] = Task.backbones) -> Task:
+    """What models are made for; a resumed run must meet the same, and the same data.
+
+    Raises:
+        InputError: it does not.
+    """
     num_train, channels, image_size, _ = data.train.images.shape
     sizes = np.bincount(data.train.labels)
-    return Task(
+    task = Task(
         num_classes=len(data.class_names),
         channels=channels,
         image_size=image_size,
@@ -158,6 +163,9 @@ def make_task(place: Place, data: DataSplits, backbones: tuple[str, ...] = Task.
         weights=place.run.settings.weights or "DEFAULT",
         backbones=backbones,
     )
+    # The task first: on another kind of device the data may be another too, since images come at another size.
+    place.run.check_unchanged(**{"the task": asdict(task), "data": data.fingerprint})
+    return task
 
 
 def make_workload(place: Place, data: DataSplits, max_epochs: int, seeds: int) -> Workload:

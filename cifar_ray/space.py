@@ -3,6 +3,8 @@
 import hashlib
 import importlib.util
 import os
+import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ class Space:
     default: Callable[[Task], dict[str, Any]] | None = None
     """Parameter values of trial 0. Without it trial 0 is the default recipe of the built-in space `cnn`."""
     sha256: str = ""
-    """Of its file: a run is not taken up again with another one."""
+    """Of its file and those that it imports: a run is not taken up again with others."""
     file: str = ""
     """For messages."""
 
@@ -105,13 +107,15 @@ def load_space(name: str) -> Space:
     if name not in builtin and not (name.endswith(".py") and os.path.isfile(path)):
         known = ", ".join(sorted(builtin))
         raise InputError(f"--space: no space {name!r}; take one of {known}, or the path of a Python file")
+    earlier = set(sys.modules)
     module = _import_file(path)
+    files = [path, *_own_files(sys.modules.keys() - earlier)]
     if not callable(getattr(module, "space", None)):
         raise InputError(f"--space: {path} defines no function space(trial, task)")
     default = getattr(module, "default", None)
     if default is not None and not callable(default):
         raise InputError(f"--space: {path}: default must be a function default(task), not {default!r:.60}")
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    sha256 = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     return Space(path.stem, module.space, default, sha256, str(module.__file__))
 
 
@@ -125,6 +129,14 @@ def _import_file(path: Path) -> ModuleType:
         place = _place(error, str(module.__file__))
         raise InputError(f"--space: {place} cannot be loaded: {type(error).__name__}: {one_line(error)}") from error
     return module
+
+
+def _own_files(modules: Iterable[str]) -> list[Path]:
+    """Files of these modules by their names, what is installed left out: the versions of that stand in run.json."""
+    installed = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    installed.append(str(Path(__file__).parent))
+    files = [getattr(sys.modules[name], "__file__", None) for name in sorted(modules)]
+    return [Path(file) for file in files if file and not any(Path(file).is_relative_to(one) for one in installed)]
 
 
 def _place(error: BaseException, file: str) -> str:
@@ -152,7 +164,8 @@ def sample_space(space: Space, task: Task, num_samples: int) -> list[tuple[optun
         space.default_config(task)  # to tell what is wrong with it
         study.enqueue_trial(space.default(task))
     trials = [study.ask() for _ in range(num_samples + 1)]
-    drawn = [(study.trials[trial.number], config) for trial in trials if (config := space.config(trial, task))]
+    configs = [space.config(trial, task) for trial in trials]
+    drawn = list(zip(study.get_trials(deepcopy=False), configs, strict=True))  # each copy would be of all trials
     for name, domain in param_domains(trial for trial, _ in drawn).items():
         # A tuple comes back from the study's journal as a list, which Optuna then takes for another choice.
         if unfit := [one for one in domain or () if one is not None and not isinstance(one, (bool, int, float, str))]:

@@ -49,7 +49,7 @@ def tune(settings: TuneSettings) -> int:
     provisional = replace(pipeline.NO_DATA, weights=settings.weights or "DEFAULT", backbones=backbones)
     configs = [config for space in spaces for _, config in sample_space(space, provisional, NUM_SHOWN)]
     run = Run(settings, "tune", "-".join(names))
-    run.check_unchanged(**{f"the file of space {space.name}": space.sha256 for space in spaces})
+    run.check_unchanged(**{f"the code of space {space.name}": space.sha256 for space in spaces})
     with pipeline.started(run, f"search of {' and '.join(names)}", str(settings.data), configs) as opened:
         return 0 if opened is None else _tune(*opened, settings, spaces, backbones)
 

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from images import make_tree, private_cache  # noqa: F401 (a fixture)
 
-from cifar_ray.config import InputError
+from cifar_ray.config import InputError, Task
 from cifar_ray.data import load_data
-from cifar_ray.launch import Phases, Run, load_run_data, sigterm_as_ctrl_c
+from cifar_ray.launch import Phases, Place, Run, load_run_data, sigterm_as_ctrl_c
+from cifar_ray.pipeline import make_task
 from cifar_ray.progress import Console
 from cifar_ray.runtime import Hardware, Node
 from cifar_ray.settings import TuneSettings
@@ -54,15 +55,36 @@ def test_a_run_that_is_running_cannot_be_taken_up_and_one_that_ended_can(tmp_pat
 
 def test_a_run_with_other_data_or_another_space_is_not_taken_up(tmp_path: Path) -> None:
     run = Run(settings(tmp_path), "tune", "cnn")
-    run.check_unchanged(data="a fingerprint", **{"the file of space cnn": "a hash"})
+    run.check_unchanged(data="a fingerprint", **{"the code of space cnn": "a hash"})
     begin(run)
     run.close()
     again = resume(run, tmp_path)
     again.check_unchanged(data="a fingerprint")
     with pytest.raises(InputError, match="--resume: data has changed since"):
         again.check_unchanged(data="another")
-    with pytest.raises(InputError, match="--resume: the file of space cnn has changed since"):
-        again.check_unchanged(**{"the file of space cnn": "another"})
+    with pytest.raises(InputError, match="--resume: the code of space cnn has changed since"):
+        again.check_unchanged(**{"the code of space cnn": "another"})
+    again.close()
+
+
+def test_a_run_on_another_kind_of_device_is_not_taken_up(tmp_path: Path) -> None:
+    data = load_data("digits", train_size=100)
+
+    def task(run: Run, kind: str) -> Task:
+        hardware = Hardware(kind, "some device", 2, int(kind == "cuda"), (Node(2, int(kind == "cuda")),))
+        return make_task(Place(run, Console(), hardware, tmp_path), data)
+
+    run = Run(settings(tmp_path), "tune", "cnn")
+    assert task(run, "cuda").device == "cuda"
+    begin(run)
+    run.close()
+    again = resume(run, tmp_path)
+    task(again, "cuda")
+    told = (
+        r"--resume: the task has changed since .* began \(device was cuda, is cpu\): bring it back, or start a new run"
+    )
+    with pytest.raises(InputError, match=told):
+        task(again, "cpu")
     again.close()
 
 

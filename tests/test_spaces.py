@@ -1,5 +1,6 @@
 """Search spaces: whatever is drawn is a valid configuration whose model runs; a broken space is told in one line."""
 
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from cifar_ray.config import InputError, Task, TrialConfig, trial_config
 from cifar_ray.models import build_model, count_params
-from cifar_ray.space import Space, load_space
+from cifar_ray.space import Space, load_space, load_spaces, sample_space
 
 SPACES = ["cnn", "resnet"]
 TASKS = [
@@ -186,6 +187,23 @@ def test_the_default_recipe_is_small_on_a_cpu_and_larger_on_a_gpu() -> None:
     assert size("cpu") <= 150_000 < size("cuda")
 
 
+def test_sampling_a_space_does_not_copy_all_samples_for_each_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    num_copied = 0
+    get_all_trials = optuna.storages.InMemoryStorage.get_all_trials
+
+    def counting(self: Any, study_id: int, deepcopy: bool = True, states: Any = None) -> Any:
+        nonlocal num_copied
+        trials = get_all_trials(self, study_id, deepcopy, states)
+        num_copied += len(trials) if deepcopy else 0
+        return trials
+
+    monkeypatch.setattr(optuna.storages.InMemoryStorage, "get_all_trials", counting)
+    drawn = sample_space(load_space("cnn"), TASKS[0], 20)
+    assert [trial.number for trial, _ in drawn] == list(range(21))
+    assert drawn[0][0].params == load_space("cnn").default(TASKS[0])
+    assert num_copied <= len(drawn)
+
+
 # ---- files of the user's own ----
 
 
@@ -211,6 +229,29 @@ def test_a_copied_space_is_loaded_from_its_file(tmp_path: Path) -> None:
     assert space.name == "my_space"
     assert samples(space, TASKS[0], 5) == samples(load_space("cnn"), TASKS[0], 5)
     assert space.default(TASKS[0]) == load_space("cnn").default(TASKS[0])
+
+
+def test_a_space_is_another_one_once_a_file_that_it_imports_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "deeper" / "sizes.py").write_text("WIDTHS = [8, 16]\n")
+    (tmp_path / "stages.py").write_text("import json.tool, cifar_ray.presets\nfrom deeper.sizes import WIDTHS\n")
+    (tmp_path / "unrelated.py").write_text("")
+    (tmp_path / "mine.py").write_text("from stages import WIDTHS\ndef space(trial, task):\n    return {}\n")
+
+    def hashes() -> list[str]:
+        spaces = load_spaces(f"{tmp_path / 'mine.py'},cnn")
+        for name in ("stages", "deeper.sizes", "deeper"):  # as in another process
+            del sys.modules[name]
+        return [space.sha256 for space in spaces]
+
+    seen = [hashes()]
+    (tmp_path / "unrelated.py").write_text("x = 1\n")
+    assert hashes() == seen[0]
+    for edited in ("mine.py", "stages.py", "deeper/sizes.py"):
+        (tmp_path / edited).write_text((tmp_path / edited).read_text() + "# edited\n")
+        seen.append(hashes())
+    assert len({mine for mine, _ in seen}) == 4 and len({cnn for _, cnn in seen}) == 1
 
 
 def test_a_space_without_a_default_starts_with_the_built_in_one(tmp_path: Path) -> None:
