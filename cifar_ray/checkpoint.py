@@ -29,7 +29,7 @@ def save_model(folder: Path, weights: bytes, config: TrialConfig, card: dict[str
         config: what the model was trained from.
         card: what else belongs to it: `class_names` and `resize` (`channels`, `image_size`, `rule`) are needed.
     """
-    write_bytes(folder / "model.safetensors", weights)
+    write_bytes(folder / "model.safetensors", weights, durable=True)
     write_json(folder / "config.json", {"config": config.to_dict(), **card})  # last: where it is, the model is whole
 
 

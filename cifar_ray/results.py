@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from cifar_ray.config import InputError
 
@@ -101,17 +102,39 @@ class RunFolder:
         return self.models / name
 
     def is_saved(self, name: str) -> bool:
-        """Whether the final model `name` stands there, whole."""
-        return (self.model(name) / "config.json").exists()
+        """Whether the final model `name` stands there, whole: one that a power cut left empty, or in part, does not."""
+        try:
+            read_json(self.model(name) / "config.json")
+            with safe_open(self.model(name) / "model.safetensors", framework="numpy"):
+                return True
+        except (InputError, OSError, SafetensorError):
+            return False
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically (a reader, or a crash, meets the old file or the new one), making its folder."""
+def write_bytes(path: Path, data: bytes, durable: bool = False) -> None:
+    """Write a file atomically (a reader, or a crash, meets the old file or the new one), making its folder.
+
+    Args:
+        path: of the file.
+        data: what it is to hold.
+        durable: return when it is on disk, so that a power cut cannot leave an empty file in its place: for what a run
+            that is taken up again relies on. That takes milliseconds, too long for what is written every epoch.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        partial.write_bytes(data)
+        with partial.open("wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(partial, path)
+        if durable:
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -142,8 +165,8 @@ def _plain(value: Any) -> Any:
 
 
 def write_json(path: Path, obj: Any) -> None:
-    """Write JSON atomically; NaN and infinities, which JSON lacks, become null."""
-    write_text(path, json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n")
+    """Write JSON atomically, and durably; NaN and infinities, which JSON lacks, become null."""
+    write_bytes(path, (json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n").encode(), durable=True)
 
 
 def read_json(path: Path) -> Any:

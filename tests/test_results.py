@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 
 from cifar_ray import results
-from cifar_ray.config import InputError
+from cifar_ray.checkpoint import pack_weights, save_model
+from cifar_ray.config import InputError, TrialConfig
+from cifar_ray.models import build_model
 
 
 def test_importing_the_plain_band_loads_nothing_heavy() -> None:
@@ -42,6 +45,44 @@ def test_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path: Path, mon
         results.write_json(path, {"new": 2})
     assert results.read_json(path) == {"old": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_resumed_run_relies_on_is_on_disk_before_and_after_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(descriptor: int) -> None:
+        steps.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).suffix or "folder")
+        fsync(descriptor)
+
+    def note_replace(source: Path, target: Path) -> None:
+        steps.append(target.name)
+        replace(source, target)
+
+    monkeypatch.setattr(results.os, "fsync", note_fsync)
+    monkeypatch.setattr(results.os, "replace", note_replace)
+    results.write_json(tmp_path / "run.json", {})
+    assert steps == [".tmp", "run.json", "folder"]
+    steps.clear()
+    save_model(tmp_path / "model", b"weights", TrialConfig(), {})
+    assert steps == [".tmp", "model.safetensors", "folder", ".tmp", "config.json", "folder"]
+    steps.clear()
+    results.write_csv(tmp_path / "history.csv", results.HISTORY_COLUMNS, [])
+    assert steps == ["history.csv"]
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_model_of_which_a_file_is_empty_or_cut_short_is_not_saved(tmp_path: Path, name: str, kept: float) -> None:
+    run = results.RunFolder(tmp_path)
+    assert not run.is_saved("a")
+    model = build_model(TrialConfig(), num_classes=2, channels=1, image_size=8)
+    save_model(run.model("a"), pack_weights(model), TrialConfig(), {})
+    whole = (run.model("a") / name).read_bytes()
+    (run.model("a") / name).write_bytes(whole[: int(kept * len(whole))])
+    assert run.is_saved("a") == (kept == 1.0)
 
 
 def test_missing_and_broken_json_are_input_errors(tmp_path: Path) -> None:
