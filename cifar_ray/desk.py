@@ -75,6 +75,10 @@ class _Training:
     crashes: int = 0
     ended: bool = False
 
+    def forget_checkpoint(self) -> None:
+        """Let go of what it would go on from, which is as large as a few models. For one that has ended."""
+        self.job = replace(self.job, resume=None)
+
 
 class Desk:
     """Hands out trainings in order, and carries what becomes of them to who wants them.
@@ -148,15 +152,15 @@ class Desk:
         lost, it may have been any.
         """
         for (group, _), training in reversed(self._taken.items()):
-            if training.ended:
-                continue
-            if group in self._lost or not self._lost:
+            if not training.ended and (group in self._lost or not self._lost):
                 reason, again = self._lost.get(group, (DIED, True))
                 training.crashes += 1
                 if training.crashes > MAX_CRASHES or not again:
                     self._end(training, Trained(training.job.key, failure=reason))
-                    continue
-            self._waiting.appendleft(training)
+            if training.ended:
+                training.forget_checkpoint()
+            else:
+                self._waiting.appendleft(training)
         self._taken.clear()
         self._lost.clear()
         self._generation += 1
@@ -170,6 +174,10 @@ class Desk:
     async def next_job(self, generation: int, group: int, number: int) -> Job | None:
         """Wait for a group's training of this number; None when there are no more."""
         place = group, number
+        # Not as soon as it ends: a rank that comes late is given the same as the others of its group.
+        before = self._taken.get((group, number - 1))
+        if generation == self._generation and before is not None and before.ended:
+            before.forget_checkpoint()
         await self._until(
             lambda: generation != self._generation or place in self._taken or self._next_waiting() or self._closed
         )
@@ -210,7 +218,7 @@ class Desk:
 
     def _next_waiting(self) -> bool:
         while self._waiting and self._waiting[0].ended:
-            self._waiting.popleft()
+            self._waiting.popleft().forget_checkpoint()
         return bool(self._waiting)
 
     def _end(self, training: _Training, message: Trained) -> None:

@@ -195,3 +195,49 @@ def test_an_interruption_stops_every_training_after_its_epoch() -> None:
         assert await desk.next_job(generation, 0, 1) is None
 
     run(story())
+
+
+def checkpoints_kept(desk: Desk) -> set[bytes]:
+    """What trainings of the desk would go on from, and what stands in its mail."""
+    jobs = [training.job for training in desk._trainings.values()]
+    mail = [message for box in desk._mail.values() for message in box._queue]  # type: ignore[attr-defined]
+    return {job.resume for job in jobs if job.resume} | {m.packed for m in mail if isinstance(m, Checkpoint)}
+
+
+def test_the_checkpoint_of_a_training_is_let_go_of_when_its_group_is_done_with_it() -> None:
+    async def story() -> None:
+        desk = Desk(judged=False)
+        generation = await desk.begin()
+        for key in "abc":
+            await desk.submit(Job(key, TrialConfig(), 0, b"first of " + key.encode()), "driver")
+        await desk.next_job(generation, 0, 0)
+        await desk.post(generation, Checkpoint("a", b"second of a"))
+        await desk.next_message("driver")
+        assert checkpoints_kept(desk) == {b"second of a", b"first of b", b"first of c"}
+        await desk.post(generation, Trained("a"))
+        late = await desk.next_job(generation, 0, 0)  # the other rank of the group
+        assert late is not None and late.resume == b"second of a"
+        await desk.next_job(generation, 0, 1)
+        assert checkpoints_kept(desk) == {b"first of b", b"first of c"}
+        await desk.post(generation, Trained("b"))
+        await desk.drop("c")
+        await waits(desk.next_job(generation, 0, 2))
+        assert checkpoints_kept(desk) == set()
+
+    run(story())
+
+
+def test_the_checkpoint_of_a_training_that_took_its_workers_along_is_let_go_of() -> None:
+    async def story() -> None:
+        desk = Desk(judged=True)
+        generation = await desk.begin()
+        for key in "ab":
+            await desk.submit(Job(key, TrialConfig(), 0, key.encode()), "driver")
+        for group in (0, 1):
+            await desk.next_job(generation, group, 0)
+        await desk.lose({0: ("too large", False)})
+        await desk.drop("b")
+        await desk.begin()
+        assert checkpoints_kept(desk) == set()
+
+    run(story())
