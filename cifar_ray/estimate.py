@@ -66,7 +66,9 @@ class Workload:
 
     def finals_s(self, speeds: Sequence[Speed]) -> float:
         """Seconds of the final training of configurations with these speeds, at most: the slots may share it badly."""
-        trainings = [self.max_epochs * self.epoch_s(speed) for speed in speeds for _ in range(self.seeds)]
+        # After its last epoch each of them runs over all training images once more, for the train accuracy.
+        each = [self.max_epochs * self.epoch_s(speed) + self.num_train / speed.val for speed in speeds]
+        trainings = each * self.seeds
         if not trainings:
             return 0.0
         features_s = sum(self.features_s(speed) for speed in speeds)

@@ -115,6 +115,10 @@ class Outcome:
     model: Classifier
     history: list[Row]
     best: Row
+    part: nn.Module
+    """What of the model trained: all of it, or a head alone."""
+    train_inputs: Tensor
+    """The training images without augmentation, as `part` takes them: (N, C, H, W), or features (N, D) for a head."""
 
 
 def train_epoch(
@@ -254,6 +258,11 @@ class Training:
         if self.features:
             views, images_per_s = len(self.features.train), self.features.images_per_s
             self._first["features"] = {"views": views, "images_per_s": images_per_s, "seconds": features_s}
+
+    @property
+    def train_inputs(self) -> Tensor:
+        """See :class:`Outcome`; of the features, the first view is that of the images as they are."""
+        return self.data.train_images if self.features is None else self.features.train[0]
 
     def _over_ranks(self) -> nn.Module:
         if self.ranks.world_size == 1:
@@ -399,4 +408,4 @@ def run_experiment(
         training.checkpoint_s = time.perf_counter() - began
     training.part.load_state_dict(training.best_weights)
     training.model.eval()
-    return Outcome(training.model, training.history, training.best)
+    return Outcome(training.model, training.history, training.best, training.part, training.train_inputs)

@@ -309,7 +309,7 @@ def _train(job: Job, data: DeviceData, settings: dict[str, Any], generation: int
         return Trained(job.key, failure=_reason(error))
     if settings["judged"]:
         return None
-    _, train_accuracy = loss_and_accuracy(eval_model(outcome.model, data.train_images, ranks), data.train_labels)
+    _, train_accuracy = loss_and_accuracy(eval_model(outcome.part, outcome.train_inputs, ranks), data.train_labels)
     return Trained(
         job.key,
         weights=pack_weights(outcome.model),

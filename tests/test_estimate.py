@@ -32,8 +32,15 @@ def test_an_epoch_trains_and_validates() -> None:
 
 def test_final_training_is_shared_by_the_slots_but_the_longest_one_may_come_last() -> None:
     assert WORK.finals_s([]) == 0.0
-    assert WORK.finals_s([FAST]) == pytest.approx(FINALS_START_S + 3 * 11 / 2 + 11 / 2)
-    assert WORK.finals_s([FAST, SLOW]) == pytest.approx(FINALS_START_S + 3 * (11 + 102) / 2 + 102 / 2)
+    # Ten epochs each, and the train accuracy: 1000 images, at the speed of validation.
+    fast, slow = 11 + 0.5, 102 + 1
+    assert WORK.finals_s([FAST]) == pytest.approx(FINALS_START_S + 3 * fast / 2 + fast / 2)
+    assert WORK.finals_s([FAST, SLOW]) == pytest.approx(FINALS_START_S + 3 * (fast + slow) / 2 + slow / 2)
+
+
+def test_the_train_accuracy_of_a_head_takes_no_pass_of_the_backbone() -> None:
+    without = replace(HEAD, feature_views=0)
+    assert WORK.finals_s([without]) == WORK.finals_s([replace(without, test=1.0)])
 
 
 def test_the_evaluation_scores_every_seed_and_times_every_configuration() -> None:

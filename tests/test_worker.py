@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import ray
 import torch
+from resnets import random_weights, resnet_config, small_data
 
 from cifar_ray.checkpoint import unpack_model
-from cifar_ray.config import trial_config
-from cifar_ray.desk import Epoch, Message, Trained
-from cifar_ray.loop import DeviceData, eval_model, run_experiment
+from cifar_ray.config import AugmentConfig, trial_config
+from cifar_ray.desk import Desk, Epoch, Job, Message, Trained
+from cifar_ray.loop import DeviceData, Ranks, eval_model, run_experiment
 from cifar_ray.metrics import loss_and_accuracy
+from cifar_ray.models.resnet import ResNet
 from cifar_ray.trial import TrialSettings
-from cifar_ray.worker import FinalModel, Workers, train_models
+from cifar_ray.worker import FinalModel, Workers, _train, train_models
 
 MAX_EPOCHS = 2
 CARD = {"class_names": list("0123456789"), "resize": {"channels": 1, "image_size": 8, "rule": "native"}}
@@ -84,6 +86,38 @@ def test_the_train_accuracy_is_that_of_the_saved_weights(one_each: Any, digit_ar
         unpack_model(final.weights, final_model(0).config, CARD), torch.tensor(digit_arrays["train_images"])
     )
     assert final.train_accuracy == loss_and_accuracy(logits, torch.tensor(digit_arrays["train_labels"]))[1]
+
+
+def test_a_head_trains_and_is_measured_without_another_pass_of_its_backbone(
+    hardware: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    images = []
+    features = ResNet.features
+
+    def counted(network: ResNet, x: torch.Tensor) -> torch.Tensor:
+        images.append(len(x))
+        return features(network, x)
+
+    monkeypatch.setattr(ResNet, "features", counted)
+    config, data = resnet_config(AugmentConfig(flip="random"), finetune="head", feature_views=2), small_data()
+    shared = TrialSettings([], 2, 2, None, "accuracy", 1, {"resnet18 IMAGENET1K_V1": ray.put(random_weights())})
+    desk: Any = ray.remote(Desk).options(num_cpus=0).remote(judged=False)
+    settings = {"settings": shared, "desk": desk, "judged": False, "checkpoint_every_s": 60.0}
+    generation = ray.get(desk.begin.remote())
+    trained = []
+    for key in "ab":
+        ray.get(desk.submit.remote(Job(key, config, seed=0)))
+        trained.append(_train(Job(key, config, seed=0), data, settings, generation, Ranks()))
+        # Two views of the training images and the validation images, once for both.
+        assert sum(images) == 2 * len(data.train_images) + len(data.val_images)
+    ray.kill(desk)
+    assert trained[0] is not None and trained[1] is not None
+    assert trained[0].weights == trained[1].weights
+    card = {"class_names": ["a", "b"], "resize": {"channels": 3, "image_size": 8, "rule": "native"}}
+    model = unpack_model(trained[0].weights, config, card)
+    logits = eval_model(model, data.train_images)
+    assert trained[0].train_accuracy == loss_and_accuracy(logits, data.train_labels)[1]
 
 
 def test_two_workers_under_ddp_train_one_model_as_one_process_does(
