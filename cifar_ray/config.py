@@ -172,6 +172,11 @@ class LRScheduleConfig:
     warmup: Rate = 0.25
     """Fraction of the horizon spent warming up (`one_cycle` and `cosine`)."""
 
+    @property
+    def anneals(self) -> bool:
+        """Whether the rate falls up to the last epoch, so that a training that ends early is cut short."""
+        return self.name in ("one_cycle", "cosine")
+
 
 @dataclass(frozen=True, config=STRICT_KEYS)
 class AugmentConfig:

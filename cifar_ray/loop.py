@@ -27,7 +27,7 @@ from cifar_ray.image_folder import checksum
 from cifar_ray.metrics import loss_and_accuracy, ranking_metric
 from cifar_ray.models import Classifier, build_model
 from cifar_ray.models.resnet import ResNet
-from cifar_ray.optim import LRSchedule, make_optimizer
+from cifar_ray.optim import LRSchedule, make_optimizer, patience_begins
 
 EVAL_BATCH_SIZE = 500
 
@@ -375,7 +375,8 @@ def run_experiment(
         seed: of weights, order and augmentation; the same on every rank.
         max_epochs: the horizon of the learning-rate schedule.
         metric: what `val_metric` is: `accuracy`, `auc` or `f1`, see :func:`metrics.ranking_metric`.
-        patience: epochs without a better validation metric that end a constant, step or plateau schedule.
+        patience: epochs without a better validation metric that end a training whose schedule is `constant` or
+            `plateau`, or `step` once its last drop is behind it; the epochs before that do not count.
         pretrained: backbone weights of a ResNet that has some, by torchvision's keys.
         report: called after each epoch on every rank; what it raises ends the training.
         checkpoint: called after `report`, but for the last epoch, with a function that packs what `resume` takes.
@@ -394,12 +395,13 @@ def run_experiment(
     training = Training(config, data, seed, max_epochs, metric, pretrained, ranks)
     if resume is not None:
         training.unpack(resume)
-    can_stop = patience is not None and config.lr_schedule.name in ("constant", "step", "plateau")
+    begins = patience_begins(config.lr_schedule, max_epochs)
     while len(training.history) < max_epochs:
         row = training.epoch()
-        stale = row["epoch"] - training.best["epoch"]
         row["best_val_metric"] = training.best["val_metric"]
-        row["finished"] = row["epoch"] == max_epochs or (can_stop and patience is not None and stale >= patience)
+        row["finished"] = row["epoch"] == max_epochs
+        if patience is not None and begins is not None:
+            row["finished"] |= row["epoch"] - max(training.best["epoch"], begins) >= patience
         report(row)
         if row["finished"]:
             break

@@ -135,6 +135,21 @@ class Lookahead(torch.optim.Optimizer):
             slow.copy_(saved)
 
 
+STEP_DROPS = (0.5, 0.75)
+"""Fractions of the horizon at which `step` divides the learning rate by 10."""
+
+
+def patience_begins(config: LRScheduleConfig, max_epochs: int) -> int | None:
+    """Epochs of a schedule that early stopping does not count; None where it must not end a training.
+
+    An annealing would be cut short. So would `step` before its last drop: after each drop a model that had come to a
+    standstill improves again.
+    """
+    if config.anneals:
+        return None
+    return math.ceil(STEP_DROPS[-1] * max_epochs) if config.name == "step" else 0
+
+
 def lr_factor(config: LRScheduleConfig, progress: float) -> float:
     """Learning rate as a fraction of its peak.
 
@@ -143,7 +158,7 @@ def lr_factor(config: LRScheduleConfig, progress: float) -> float:
         progress: optimizer steps done, as a fraction of the horizon (0 at the first step, below 1 at the last).
     """
     if config.name == "step":
-        return 1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01
+        return 1.0 if progress < STEP_DROPS[0] else 0.1 if progress < STEP_DROPS[1] else 0.01
     if config.name in ("cosine", "one_cycle"):
         if progress < config.warmup:
             return 0.05 + 0.95 * progress / config.warmup

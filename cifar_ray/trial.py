@@ -36,7 +36,8 @@ class TrialSettings:
     """One reference to the arrays of `DeviceData.from_arrays`; in a list, so that Ray passes it on as it is."""
     num_classes: int
     max_epochs: int
-    patience: int
+    patience: int | None
+    """See `loop.run_experiment`; None is none."""
     metric: str
     """What best weights are chosen by, and what is told to ASHA and Optuna."""
     num_threads: int

@@ -488,7 +488,6 @@ def test_the_model_carries_the_normalisation_of_the_training_images() -> None:
     ("lr_schedule", "patience", "epochs"),
     [
         ("constant", 2, 3),
-        ("step", 2, 3),
         ("plateau", 2, 3),
         ("constant", 1, 2),
         ("cosine", 2, 6),
@@ -507,6 +506,17 @@ def test_patience_ends_a_schedule_that_does_not_anneal_and_no_other(
     assert outcome.best["epoch"] == 1
     assert len(outcome.history) == epochs
     assert [row["finished"] for row in outcome.history] == [False] * (epochs - 1) + [True]
+
+
+@pytest.mark.parametrize(("max_epochs", "patience", "epochs"), [(20, 2, 17), (20, 5, 20), (10, 1, 9), (9, 1, 8)])
+def test_patience_counts_no_epoch_of_a_step_schedule_before_its_last_drop(
+    max_epochs: int, patience: int, epochs: int
+) -> None:
+    config = tiny_config(model=SMOOTH, optimizer=OptimizerConfig(lr=1e-30), lr_schedule=schedule("step"))
+    outcome = run_experiment(config, device_data(), seed=0, max_epochs=max_epochs, patience=patience)
+    assert outcome.best["epoch"] == 1
+    assert len(outcome.history) == epochs
+    assert [row["lr"] < 0.011e-30 for row in outcome.history[-patience:]] == [True] * patience
 
 
 def test_patience_counts_from_the_best_epoch() -> None:
