@@ -76,6 +76,8 @@ def load_data(
 ) -> DataSplits:
     """Load `digits`, `cifar10` or the folder at the path `source`, and split it.
 
+    `digits` is cut into 200 images to train on, 597 to validate and 1,000 to test.
+
     A folder holds one folder of images per class, or `train/` with `test/` or `val/` that do (the second is the test
     split; with all three `val/` is the validation split), or Hugging Face parquet files (`train-*.parquet` ...).
     Without a test split of its own, a stratified 20 % goes to test first. Validation is carved from train, stratified:
@@ -239,7 +241,12 @@ def _load_digits(image_size: int | None) -> Decoded:
     bunch = load_digits()
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]  # (N, 1, 8, 8) from 0..16
     names = tuple(str(name) for name in bunch.target_names)
-    return _from_arrays({"train": Images(images, bunch.target.astype(np.int64))}, names, image_size)
+    # Few to train on, since from many every good configuration learns them all, and nothing can be told apart.
+    whole = Images(images, bunch.target.astype(np.int64))
+    rest, test = stratified_split(whole.labels, 1_000)
+    train, val = stratified_split(whole.labels[rest], 597)
+    cut = {"train": _take(whole, rest[train]), "val": _take(whole, rest[val]), "test": _take(whole, test)}
+    return _from_arrays(cut, names, image_size)
 
 
 def _load_cifar10(data_dir: Path, image_size: int | None) -> Decoded:

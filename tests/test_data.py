@@ -63,21 +63,24 @@ def test_stratified_split_is_the_same_for_ever() -> None:
 
 def test_digits() -> None:
     splits = load_data("digits")
-    assert sizes(splits) == (1150, 288, 359)
-    assert splits.train.images.shape == (1150, 1, 8, 8)
+    assert sizes(splits) == (200, 597, 1000)
+    assert splits.train.images.shape == (200, 1, 8, 8)
     assert splits.class_names == tuple("0123456789")
     assert splits.flips == ("none",)
     assert splits.source == "digits"
     assert splits.resize == {"channels": 1, "image_size": 8, "rule": "native"}
     assert splits.train.images.max() == 255
+    assert len(set.union(*pixels(splits))) == 1797
+    for part in (splits.train, splits.val, splits.test):
+        assert np.abs(np.array(counts(part.labels)) / len(part.labels) - 0.1).max() < 0.006
     # Written down once: whoever changes it changes every result on digits.
-    assert splits.fingerprint == "60685682c026e95330451a551a99b29cf11942889e682e3f99ab304098fb91bc"
+    assert splits.fingerprint == "f42ef1e59f53dcb0bdc2829e50bdd9883229a1bf0be38168001c909a5e39ddab"
 
 
 @pytest.mark.parametrize("image_size", [12, 5])
 def test_digits_at_another_size(image_size: int) -> None:
     splits = load_data("digits", image_size=image_size)
-    assert splits.train.images.shape == (1150, 1, image_size, image_size)
+    assert splits.train.images.shape == (200, 1, image_size, image_size)
     assert splits.resize == {"channels": 1, "image_size": image_size, "rule": "shorter_side_center_crop"}
     native = load_data("digits")
     assert np.array_equal(splits.val.labels, native.val.labels)
@@ -114,9 +117,9 @@ def test_validation_share(tmp_path: Path, train_images: int, num_val: int) -> No
 @pytest.mark.parametrize(
     ("source", "train_size", "expected", "test"),
     [
-        ("digits", 100, (80, 20), 359),
-        ("digits", 20, (10, 10), 359),
-        ("digits", 1438, (1150, 288), 359),
+        ("digits", 100, (25, 75), 1000),
+        ("digits", 20, (10, 10), 1000),
+        ("digits", 797, (200, 597), 1000),
         ("own validation", 20, (16, 4), 6),
         ("own validation", 9, (6, 3), 6),
     ],
@@ -141,7 +144,7 @@ def test_train_size(tmp_path: Path, source: str, train_size: int, expected: tupl
 @pytest.mark.parametrize(
     ("train_size", "message"),
     [
-        (1439, "1439: digits has only 1438"),
+        (798, "798: digits has only 797"),
         (19, "19: 10 classes need at least 20"),
         (0, "0: 10 classes"),
         (-5, "-5: 10"),

@@ -79,10 +79,10 @@ def test_a_run_of_several_spaces_takes_the_time_of_each_of_them() -> None:
 
 
 def test_a_run_of_hours_is_met_with_a_smaller_command() -> None:
-    work = Workload(num_train=1150, num_val=288, num_test=359, max_epochs=30, seeds=3, slots=2)
+    work = Workload(num_train=200, num_val=597, num_test=1000, max_epochs=30, seeds=3, slots=2)
     text = estimate(TuneSettings(data="digits"), work, [Speed(train=1.0, val=4.0, test=4.0)]).splitlines()
     assert " h " in text[0]
-    assert "--train-size 1438 --trials 30 --max-epochs 8 would take" in text[2]
+    assert "--train-size 797 --trials 30 --max-epochs 8 would take" in text[2]
     assert len(estimate(TuneSettings(data="digits"), work, [Speed(train=1e4, val=4e4, test=4e4)]).splitlines()) == 2
 
 

@@ -13,7 +13,7 @@ from cifar_ray.presets import PRESETS, preset
 from cifar_ray.space import load_space
 
 CIFAR10 = Task(10, 3, 32, 45_000, "cpu")
-DIGITS = Task(10, 1, 8, 1150, "cpu", flips=("none",))
+DIGITS = Task(10, 1, 8, 200, "cpu", flips=("none",))
 TASKS = [CIFAR10, DIGITS, Task(2, 1, 9, 20, "cuda"), Task(100, 3, 64, 1000, "cuda"), Task(3, 3, 160, 50, "cpu")]
 RESNETS = [
     "resnet18-frozen",

@@ -16,7 +16,7 @@ from cifar_ray.space import Space, load_space, load_spaces, sample_space
 
 SPACES = ["cnn", "resnet"]
 TASKS = [
-    Task(10, 1, 8, 1150, device, flips=("none",))  # type: ignore[arg-type]
+    Task(10, 1, 8, 200, device, flips=("none",))  # type: ignore[arg-type]
     for device in ("cpu", "cuda")
 ] + [
     Task(num_classes, channels, size, 40_000, device)  # type: ignore[arg-type]

@@ -123,7 +123,7 @@ def test_the_output_reads_well_in_a_pipe(run: Any) -> None:
     out = run[1].stdout
     assert run[1].stderr == ""
     assert "\r" not in out and "\x1b" not in out
-    assert "train 400, validation 100, test 359 (sealed)" in out
+    assert "train 125, validation 375, test 1000 (sealed)" in out
     assert f"resume      python -m cifar_ray.tune --resume {run[0]}" in out
     assert re.search(r"^devices     \d+ CPUs, \d+ GPUs: \d+ trials side by side$", out, re.MULTILINE)
     assert re.search(r"^estimate    .+ in all, if .*\n +recipe \(\d+ images/s on each of \d+ slots\)$", out, re.M)
