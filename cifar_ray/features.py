@@ -18,7 +18,7 @@ from torch import Tensor
 from cifar_ray import augment
 from cifar_ray.config import ResNetConfig, TrialConfig
 from cifar_ray.image_folder import cache_folder
-from cifar_ray.models import Classifier
+from cifar_ray.models import Classifier, autocast
 from cifar_ray.models.resnet import ResNet
 from cifar_ray.results import read_json, write_bytes, write_json
 
@@ -108,7 +108,7 @@ def _compute(model: Classifier, batches: Iterator[Tensor]) -> np.ndarray:
     assert isinstance(network, ResNet)
     parts = []
     for batch in batches:
-        with torch.autocast(batch.device.type, torch.bfloat16, enabled=batch.device.type == "cuda"):
+        with autocast(batch.device):
             parts.append(network.features(model.inputs(batch)).half().cpu())
     return torch.cat(parts).numpy()
 

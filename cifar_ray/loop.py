@@ -25,7 +25,7 @@ from cifar_ray.config import InputError, TrialConfig
 from cifar_ray.features import Features, head_features
 from cifar_ray.image_folder import checksum
 from cifar_ray.metrics import loss_and_accuracy, ranking_metric
-from cifar_ray.models import Classifier, build_model
+from cifar_ray.models import Classifier, build_model, forward
 from cifar_ray.models.resnet import ResNet
 from cifar_ray.optim import LRSchedule, make_optimizer, patience_begins
 
@@ -163,9 +163,8 @@ def train_epoch(
         else:
             inputs = features[index].float()
         labels = data.train_labels[index]
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = model(inputs)
-        loss = training_loss(logits.float(), labels, config, data.balanced_weights)
+        logits = forward(model, inputs)
+        loss = training_loss(logits, labels, config, data.balanced_weights)
         optimizer.zero_grad()
         loss.backward()
         grad_norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
@@ -194,13 +193,11 @@ def eval_model(model: nn.Module, images: Tensor, ranks: Ranks = Ranks()) -> Tens
     A head takes features (N, D) instead of images.
     """
     model.eval()
-    device = images.device
     share = images[ranks.rank :: ranks.world_size]
     parts = []
     for batch in share.split(model.eval_batch_size if isinstance(model, Classifier) else EVAL_BATCH_SIZE):
         inputs = batch.float() if batch.ndim == 2 else batch.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            parts.append(model(inputs).float())
+        parts.append(forward(model, inputs))
     logits = torch.cat(parts)
     if ranks.world_size == 1:
         return logits

@@ -1,6 +1,7 @@
 """The evaluation pool on real Ray actors."""
 
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -120,8 +121,9 @@ def test_the_timing_of_a_slow_model_is_cut_short_and_says_so(monkeypatch: pytest
     class Network:
         tta = "flip"
 
-        def __call__(self, images: torch.Tensor) -> None:
+        def __call__(self, images: torch.Tensor) -> torch.Tensor:
             calls.append(len(images))
+            return images
 
     network = Network()
     assert timer._time_batches(network, 2, 20).n == 20
@@ -131,3 +133,22 @@ def test_the_timing_of_a_slow_model_is_cut_short_and_says_so(monkeypatch: pytest
     monkeypatch.setattr(benchmark, "MAX_WARMUP_S", 1e-9)
     assert timer._time_batches(network, 2, 20).n == benchmark.MIN_TIMED
     assert calls == [2] * (1 + benchmark.MIN_TIMED)
+
+
+def test_models_are_timed_in_the_precision_that_they_are_scored_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cifar_ray.models.autocast", lambda device: torch.autocast(device.type, torch.bfloat16))
+    monkeypatch.setattr(benchmark, "BATCHES_TIMED", {1: 1})
+    precisions: list[torch.dtype] = []
+    network = build_model(TrialConfig(), num_classes=10, channels=1, image_size=8).eval()
+    network.register_forward_hook(lambda module, images, logits: precisions.append(logits.dtype))
+    saved: Any = SimpleNamespace(build=lambda device: network)
+    calls = {benchmark.Scorer: lambda it: it.score("m", saved), benchmark.Timer: lambda it: it.time(saved)}
+    for actor, call in calls.items():
+        actor_class = actor.__ray_metadata__.modified_class
+        actor_object = actor_class.__new__(actor_class)
+        actor_object.device = torch.device("cpu")
+        actor_object.images = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
+        actor_object.labels = torch.arange(20) % 10
+        call(actor_object)
+        assert set(precisions) == {torch.bfloat16}
+        precisions.clear()

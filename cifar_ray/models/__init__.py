@@ -116,3 +116,15 @@ def build_model(config: TrialConfig, *, num_classes: int, channels: int, image_s
 def count_params(model: nn.Module) -> int:
     """Number of parameters (buffers such as running statistics not counted)."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """The precision of all that runs a model, in training and afterwards: bfloat16 where there is a GPU for it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+def forward(model: nn.Module, inputs: Tensor) -> Tensor:
+    """What `model` makes of `inputs`, as float32, in the precision of :func:`autocast`."""
+    with autocast(inputs.device):
+        outputs: Tensor = model(inputs)
+    return outputs.float()
