@@ -19,12 +19,12 @@ from multiprocessing import get_context
 
 import numpy as np
 import torch
+from scipy import stats
 
 from cifar_ray.config import AugmentConfig, CNNConfig, LRScheduleConfig, OptimizerConfig, Task, TrialConfig
 from cifar_ray.data import load_data
 from cifar_ray.loop import DeviceData, run_experiment
 from cifar_ray.presets import preset
-from cifar_ray.ranking import mean_interval
 
 AIRBENCH = TrialConfig(
     model=CNNConfig(widths=[16, 64, 64], blocks=[2, 2, 2], kernel_sizes=[3, 3, 3], activation="gelu", head_pool="max"),
@@ -73,6 +73,12 @@ def train(job: tuple[argparse.Namespace, str, int, TrialConfig]) -> tuple[str, i
     return name, seed, outcome.best["val_accuracy"], train_s, eval_s
 
 
+def with_interval(values: np.ndarray, sign: str = "") -> str:
+    """Mean of values (seeds,) and half of the width of its 95 % Student's t interval."""
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) if len(values) > 1 else 0.0
+    return f"{values.mean():{sign}.2f} ± {half:.2f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
@@ -95,11 +101,10 @@ def main() -> None:
     plain = np.array([found["plain"][seed] for seed in range(args.seeds)])
     for name, by_seed in found.items():
         values = np.array([by_seed[seed] for seed in range(args.seeds)])  # (seeds, 3)
-        accuracy, gained = mean_interval(100 * values[:, 0]), mean_interval(100 * (values[:, 0] - plain[:, 0]))
         ratios = values[:, 1:].sum(0) / plain[:, 1:].sum(0)
         print(
-            f"{name:24} {accuracy.mean:.2f} ± {accuracy.half_width or 0:.2f} %, "
-            f"{gained.mean:+.2f} ± {gained.half_width or 0:.2f} points; training takes {ratios[0]:.2f}, "
+            f"{name:24} {with_interval(100 * values[:, 0])} %, "
+            f"{with_interval(100 * (values[:, 0] - plain[:, 0]), '+')} points; training takes {ratios[0]:.2f}, "
             f"validation {ratios[1]:.2f} times as long (n = {args.seeds})"
         )
 

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import psutil
 
-from cifar_ray.ranking import Interval, compare, mean_interval
-from cifar_ray.results import DEFAULT, RunFolder, read_csv, read_json, read_predictions, read_trials, slot_seconds
+from cifar_ray.ranking import compare, difference_text, score_text
+from cifar_ray.records import Records
+from cifar_ray.results import DEFAULT, RunFolder, slot_seconds
 
 
 def peak_memory(driver: psutil.Process, peaks: dict[str, float]) -> None:
@@ -30,11 +31,6 @@ def peak_memory(driver: psutil.Process, peaks: dict[str, float]) -> None:
                 peaks[kind] = max(peaks.get(kind, 0.0), process.memory_full_info().pss / 1e6)
         except psutil.Error:
             continue  # it ended meanwhile
-
-
-def show(name: str, value: Interval) -> None:
-    half = "no interval" if value.half_width is None else f"+- {100 * value.half_width:.2f}"
-    print(f"{name:<28} {100 * value.mean:.2f} % {half} (95 % t interval, n = {value.n} seeds)")
 
 
 def main() -> None:
@@ -50,8 +46,8 @@ def main() -> None:
     if driver.returncode:
         sys.exit(driver.returncode)
     runs_dir = Path(sys.argv[sys.argv.index("--runs-dir") + 1]) if "--runs-dir" in sys.argv else Path("runs")
-    run = RunFolder(runs_dir / name)
-    about, trials, rows = read_json(run.run_json), read_trials(run.trials_jsonl), read_csv(run.results_csv)
+    records = Records(RunFolder(runs_dir / name))
+    about, trials = records.run, records.trials
 
     print(f"\ncommand    {about['command']}")
     print(
@@ -67,16 +63,15 @@ def main() -> None:
     print(f"trials     {len(trials)} trials, {epochs} epochs of {len(trials) * about['settings']['max_epochs']}")
     print("memory     " + ", ".join(f"{kind} {peak:.0f} MB" for kind, peak in peaks.items()) + " at the peak (PSS)")
 
-    sampled = [row for row in rows if row["config"] != DEFAULT]
-    means = {
-        c: mean_interval(r["val_metric"] for r in sampled if r["config"] == c) for c in {r["config"] for r in sampled}
-    }
-    for config in [DEFAULT, *([max(means, key=lambda c: means[c].mean)] if means else [])]:
-        show(f"test accuracy {config}", mean_interval(row["test_accuracy"] for row in rows if row["config"] == config))
-        if config != DEFAULT:
-            gain = compare(rows, config, DEFAULT, read_predictions(run.predictions_npz))
-            bounds = [f"{100 * bound:+.2f}" for bound in (gain.low, gain.high) if bound is not None]
-            print(f"{config} minus default      {100 * gain.difference:+.2f} points (95 %: {' to '.join(bounds)})")
+    sampled = next((one.config for one in records.summaries if one.config != DEFAULT), None)
+    for one in records.summaries:
+        if one.config in (DEFAULT, sampled):
+            accuracy = score_text(one.test_accuracy)
+            print(f"test accuracy {one.config:<14} {accuracy} % (95 %: seeds and images, n = {one.seeds} seeds)")
+    if sampled:
+        gain = compare(records.rows, sampled, DEFAULT, records.predictions)
+        bounds = f"{difference_text(gain.low)} to {difference_text(gain.high)}"
+        print(f"{sampled} minus default      {difference_text(gain.difference)} points (95 %: {bounds})")
 
 
 if __name__ == "__main__":

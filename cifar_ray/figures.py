@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cifar_ray.ranking import TRIED, ConfigSummary, best_value
+from cifar_ray.ranking import METRIC_NAMES, TRIED, ConfigSummary, best_value
 from cifar_ray.results import Row
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -146,12 +146,12 @@ def confusion_figure(counts: np.ndarray, class_names: Sequence[str]) -> Any:
     return figure
 
 
-def speed_figure(summaries: Sequence[ConfigSummary], styles: Mapping[str, Row]) -> Any:
-    """Test accuracy with its interval against single-image latency; None with fewer than two points.
+def speed_figure(summaries: Sequence[ConfigSummary], styles: Mapping[str, Row], metric: str = "accuracy") -> Any:
+    """The test score by `metric` with its interval against single-image latency; None with fewer than two points.
 
     Several families have different marks.
     """
-    shown = [one for one in summaries if one.latency_ms_p50 is not None and one.test_accuracy.mean is not None]
+    shown = [one for one in summaries if one.latency_ms_p50 is not None and one.test_score(metric).mean is not None]
     if len(shown) < 2:
         return None
     from matplotlib.ticker import LogLocator, NullFormatter
@@ -163,8 +163,10 @@ def speed_figure(summaries: Sequence[ConfigSummary], styles: Mapping[str, Row]) 
     for one in shown:
         marker = MARKERS[families.index(one.family or "unknown") % len(MARKERS)]
         style = {"color": styles[one.config]["color"], "label": _label(one.config), "capsize": 3, "fmt": marker}
-        y, half = one.test_accuracy.mean, one.test_accuracy.half_width
-        marks.append(axes.errorbar(one.latency_ms_p50, y, yerr=half, **style))
+        score = one.test_score(metric)
+        bounds = None if score.low is None else np.array([[score.low], [score.high]])
+        reach = None if bounds is None else abs(bounds - score.mean)
+        marks.append(axes.errorbar(one.latency_ms_p50, score.mean, yerr=reach, **style))
     for family, marker in zip(families, MARKERS, strict=False) if len(families) > 1 else ():
         # Drawn nowhere: it only tells in the legend what the shape means.
         style = {"color": "black", "markerfacecolor": "white", "label": f"family {_label(family)}"}
@@ -177,6 +179,6 @@ def speed_figure(summaries: Sequence[ConfigSummary], styles: Mapping[str, Row]) 
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.1)
-    axes.set(xlabel="latency of one image, median (ms)", ylabel="test accuracy")
+    axes.set(xlabel="latency of one image, median (ms)", ylabel=f"test {METRIC_NAMES[metric]}")
     _legend(figure, marks, [mark.get_label() for mark in marks])
     return figure

@@ -18,15 +18,18 @@ from cifar_ray.data import DataSplits
 from cifar_ray.desk import Checkpoint, Epoch, Message, Trained
 from cifar_ray.launch import Place
 from cifar_ray.ranking import summarise
+from cifar_ray.records import Records
 from cifar_ray.render import build_report, results_table, trials_table
 from cifar_ray.results import (
     CHECKPOINT,
+    FAILED,
     LATENCY_COLUMNS,
     RESULTS_COLUMNS,
     Row,
     read_trials,
     write_bytes,
     write_csv,
+    write_json,
     write_predictions,
 )
 from cifar_ray.trial import TrialSettings
@@ -35,14 +38,19 @@ from cifar_ray.worker import FinalModel, Workers, train_models, unpack_history
 
 
 def train_finals(place: Place, models: Sequence[FinalModel], shared: TrialSettings, data: DataSplits) -> None:
-    """Train with Ray Train what of `models` is missing, and save each one as it comes; failed ones are named.
+    """Train with Ray Train what of `models` is missing, and save each one as it comes, or why it failed.
 
-    One that an earlier session began goes on from its checkpoint.
+    One that an earlier session began goes on from its checkpoint. One that failed there is not tried again: with the
+    same seed a non-finite loss would come again.
     """
     run, console = place.folder, place.console
-    missing = [model for model in models if not run.is_saved(model.name)]
-    if len(missing) < len(models):
-        console.line(f"            {len(models) - len(missing)} of {len(models)} final models are there already")
+    failures = {model.name: failure for model in models if (failure := run.failure(model.name))}
+    for name, failure in failures.items():
+        path = run.model(name) / FAILED
+        console.line(f"            {name} failed before, remove {path} to try it again: {failure}")
+    missing = [model for model in models if not run.is_saved(model.name) and model.name not in failures]
+    if num_saved := len(models) - len(missing) - len(failures):
+        console.line(f"            {num_saved} of {len(models)} final models are there already")
     if not missing:
         return
     workers = Workers(min(place.slots, len(missing)) * place.workers, place.workers, place.resources)
@@ -65,6 +73,7 @@ def train_finals(place: Place, models: Sequence[FinalModel], shared: TrialSettin
         watch.model_ended(model.name)
         if message.failure:
             console.line(f"final training of {model.name} failed: {message.failure}")
+            write_json(folder / FAILED, {"failure": message.failure})
         else:
             assert message.history is not None
             write_history(folder, message.history)
@@ -138,11 +147,18 @@ def _read_saved(folder: Path) -> SavedModel:
 def evaluate_finals(place: Place, finals: Sequence[FinalModel], data: DataSplits) -> list[Row]:
     """Score the trained models on the test split, time each configuration, and write the evaluation's records.
 
-    This is the one place that reads the test split. The best validation seed of the configuration with the best mean
-    validation metric is copied to `best/`.
+    This is the one place that reads the test split. The best validation seed of the configuration that ranks first is
+    copied to `best/`.
+
+    Returns:
+        The rows of results.csv that have scores; those of models that failed stand there too.
     """
     run = place.folder
-    models = {model.name: _read_saved(run.model(model.name)) for model in finals}
+    failed = [_failed_row(model, failure) for model in finals if (failure := run.failure(model.name))]
+    models = {model.name: _read_saved(run.model(model.name)) for model in finals if run.is_saved(model.name)}
+    if not models:
+        write_csv(run.results_csv, RESULTS_COLUMNS, failed)
+        return []
     done: list[str] = []
 
     def on_result(name: str, score: Any) -> None:
@@ -154,7 +170,7 @@ def evaluate_finals(place: Place, finals: Sequence[FinalModel], data: DataSplits
     first_of_config = {saved.card["config_name"]: saved for saved in reversed(models.values())}
     latencies = time_models(first_of_config, data.test.images, place.resources)
     rows = [_results_row(saved, scores[name], *latencies[saved.card["config_name"]]) for name, saved in models.items()]
-    write_csv(run.results_csv, RESULTS_COLUMNS, rows)
+    write_csv(run.results_csv, RESULTS_COLUMNS, rows + failed)
     write_csv(
         run.latency_csv,
         LATENCY_COLUMNS,
@@ -163,7 +179,7 @@ def evaluate_finals(place: Place, finals: Sequence[FinalModel], data: DataSplits
     write_predictions(
         run.predictions_npz, data.test.labels, {name: score.probabilities for name, score in scores.items()}
     )
-    best = summarise(rows)[0].best_model
+    best = summarise(rows + failed)[0].best_model
     shutil.rmtree(run.best, ignore_errors=True)  # of an evaluation that was interrupted
     shutil.copytree(run.model(best), run.best, ignore=shutil.ignore_patterns("events.*", CHECKPOINT))
     return rows
@@ -196,15 +212,29 @@ def _results_row(saved: SavedModel, score: Score, single: Latency, batched: Late
     }
 
 
+def _failed_row(model: FinalModel, failure: str) -> Row:
+    return {
+        "model": model.name,
+        "config": model.config_name,
+        "family": model.config.family,
+        "trial": model.number,
+        "seed": model.seed_index,
+        "training_seed": model.training_seed,
+        "tta": model.config.tta,
+        "failure": failure,
+    }
+
+
 def write_report(place: Place, rows: Sequence[Row]) -> None:
-    """Write the report, and show the table and where everything is."""
+    """Write the report, and show the table and where everything is; `rows` are those that have scores."""
     html, _ = build_report(place.folder.root)
     metric = str(place.run.settings.metric)
-    if rows:
+    if summaries := Records(place.folder).summaries:
         place.console.line()
-        place.console.line(results_table(summarise(rows), metric))
+        place.console.line(results_table(summaries, metric))
         place.console.line()
-        place.console.line(f"best model  {place.folder.best}")
+        if rows:
+            place.console.line(f"best model  {place.folder.best}")
     elif trials := read_trials(place.folder.trials_jsonl):
         place.console.line()
         place.console.line(trials_table(trials, metric))

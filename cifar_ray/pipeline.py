@@ -110,7 +110,7 @@ def finish(place: Place, data: DataSplits, shared: TrialSettings, models: Sequen
     console.line(
         f"finals      {len(trained)} of {len(models)} models trained in {duration(run.next_phase('evaluation'))}"
     )
-    rows = evaluate_finals(place, trained, data) if trained else []
+    rows = evaluate_finals(place, models, data)
     console.line(f"evaluation  {len(rows)} models scored in {duration(run.next_phase('report'))}")
     return rows
 

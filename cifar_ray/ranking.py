@@ -1,7 +1,7 @@
 """How the records of a run rank its trials and models, and how sure that ranking is.
 
-Means and intervals over seeds, comparisons on the test split, and the verdict in words. Imports scipy only where it is
-used, so that the driver can import this early.
+Means and intervals over seeds and images, comparisons on the test split, and the verdict in words. Imports scipy only
+where it is used, so that the driver can import this early.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean, variance
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from cifar_ray.results import DEFAULT, Row
 
 TRIED = ("complete", "pruned")
 """States of trials whose best value counts."""
+
+METRIC_NAMES = {"accuracy": "accuracy", "auc": "AUC", "f1": "F1"}
+"""What each metric that can rank models is called."""
 
 
 def best_value(trial: Row) -> Any:
@@ -33,36 +37,58 @@ def is_default(config: str) -> bool:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over `n` values and its confidence interval; the bounds are None where `n` is below 2."""
+    """A mean over `n` seeds and its confidence interval; the bounds are None where nothing tells them."""
 
     mean: float | None
     low: float | None
     high: float | None
     n: int
 
-    @property
-    def half_width(self) -> float | None:
-        """Distance of the bounds from the mean."""
-        return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
+def _students_t(total: float, of_seeds: Iterable[tuple[float, int]]) -> float:
+    """How many standard errors a 95 % interval reaches to each side, where some of the variance comes from few seeds.
 
-def _students_t(freedom: float, confidence: float) -> float:
+    Args:
+        total: the variance of an estimate. What no part of it accounts for comes from many images, and counts as known.
+        of_seeds: each part that comes from seeds, and their number less one. Together they have Satterthwaite's (1946)
+            degrees of freedom.
+    """
     from scipy.special import stdtrit  # half the import time of scipy.stats
 
-    return float(stdtrit(max(freedom, 1.0), (1 + confidence) / 2))
+    spread = sum(part**2 / freedom for part, freedom in of_seeds)
+    freedom = min(total**2 / spread, 1e9) if spread > 0 else 1e9
+    return float(stdtrit(max(freedom, 1.0), 0.975))
 
 
-def mean_interval(values: Iterable[float | None], confidence: float = 0.95) -> Interval:
-    """Mean and Student's t interval of values that differ by their seed; None (not measured) is left out.
+def score_interval(scores: Iterable[float | None], num_images: float | None, image_variance: float = 0.0) -> Interval:
+    """Mean of scores in 0..1 over seeds, and the 95 % interval of what to expect on new images with new seeds.
 
-    The bounds are not clipped: an interval of accuracies that reaches above 1 says that n is too small for it.
+    Seeds and images both make a mean noisy. The noise of seeds averages away over them, that of the images does not,
+    since all seeds are scored on the same ones. So the variance is that of the scores over the number of seeds, plus
+    that of a share of `num_images`. The interval is Wilson's (1927) for as many images as a share with this variance
+    would be of (the effective sample size, as Korn & Graubard 1998 have it), with Student's t of Satterthwaite's
+    degrees of freedom: it lies within 0..1, and where every image is right it still has the width that their number
+    calls for. What it covers: `benchmarks/interval_coverage.py`.
+
+    Args:
+        scores: one a seed; None (not measured) is left out.
+        num_images: that every seed was scored on. None where it is unknown: then there are no bounds.
+        image_variance: of the mean, from the choice of the images, where it is known to be above that of a share.
     """
-    known = [value for value in values if value is not None]
-    if len(known) < 2:
-        return Interval(known[0] if known else None, None, None, len(known))
-    mean = fmean(known)
-    half = _students_t(len(known) - 1, confidence) * stdev(known) / math.sqrt(len(known))
-    return Interval(mean, mean - half, mean + half, len(known))
+    known = [score for score in scores if score is not None]
+    if not known:
+        return Interval(None, None, None, 0)
+    mean, num_seeds = fmean(known), len(known)
+    if num_seeds == 1 or num_images is None:
+        return Interval(mean, None, None, num_seeds)
+    of_seeds = variance(known) / num_seeds
+    of_share = mean * (1 - mean)
+    total = of_seeds + max(of_share / num_images, image_variance)
+    effective = of_share / total if of_share > 0 else num_images
+    t = _students_t(total, [(of_seeds, num_seeds - 1)])
+    centre = (mean + t**2 / (2 * effective)) / (1 + t**2 / effective)
+    half = t / (1 + t**2 / effective) * math.sqrt(of_share / effective + t**2 / (4 * effective**2))
+    return Interval(mean, max(min(centre - half, mean), 0.0), min(max(centre + half, mean), 1.0), num_seeds)
 
 
 @dataclass(frozen=True)
@@ -75,9 +101,12 @@ class ConfigSummary:
     """Test-time augmentation, which scores and latencies include."""
     trial: int | None
     models: list[str]
+    """Those that were trained and evaluated; without any, nothing below is known."""
+    failures: list[str]
+    """Why the others failed."""
     best_model: str
-    val_metric: Interval
-    val_loss: Interval
+    val_metric: float | None
+    val_loss: float | None
     val_accuracy: Interval
     test_accuracy: Interval
     test_auc: Interval
@@ -89,6 +118,22 @@ class ConfigSummary:
     images_per_s: float | None
     train_s: float | None
 
+    def test_score(self, metric: str) -> Interval:
+        """What `metric` (accuracy, auc or f1) is on the test split."""
+        return {"accuracy": self.test_accuracy, "auc": self.test_auc, "f1": self.test_f1}[metric]
+
+    @property
+    def seeds(self) -> str:
+        """How many seeds it stands on: `3`, or `1 of 3` where final trainings failed."""
+        asked = len(self.models) + len(self.failures)
+        return f"{len(self.models)} of {asked}" if self.failures else str(asked)
+
+    @property
+    def failed(self) -> str:
+        """What came of its seeds where some failed: `1 of 3 seeds; 2 failed: non-finite loss`."""
+        reasons = dict.fromkeys(failure.split(" in epoch ")[0] for failure in self.failures)  # seeds differ in epochs
+        return f"{self.seeds} seeds; {len(self.failures)} failed: {', '.join(reasons)}"
+
 
 def _rank_key(metric: float | None, loss: float | None, num_params: float | None) -> tuple[float, float, float]:
     # Rounded, so that means that differ in their last bit only (the order of the sum) count as ties.
@@ -99,44 +144,145 @@ def _rank_key(metric: float | None, loss: float | None, num_params: float | None
     )
 
 
-def summarise(rows: Iterable[Row]) -> list[ConfigSummary]:
+def summarise(
+    rows: Iterable[Row], num_val: int | None = None, predictions: Mapping[str, np.ndarray] = MappingProxyType({})
+) -> list[ConfigSummary]:
     """Group the rows of results.csv by configuration and rank the groups, best first.
 
-    Ranked by mean `val_metric` over seeds; ties go to the lower mean `val_loss`, then to fewer parameters. The best
-    model of a configuration is the seed of best `val_metric`. The test split ranks nothing.
+    Ranked by mean `val_metric` over seeds; ties go to the lower mean `val_loss`, then to fewer parameters. One of whose
+    seeds some failed comes after all others: the mean of the survivors flatters it. The best model of a configuration
+    is the seed of best `val_metric`. The test split ranks nothing.
+
+    Args:
+        rows: of results.csv.
+        num_val: number of validation images; without it, validation accuracies have no interval.
+        predictions: see `results.read_predictions`; without them, test scores have no interval.
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(str(row["config"]), []).append(row)
     summaries = []
     for config, group in groups.items():
-        best = min(group, key=lambda row: _rank_key(row.get("val_metric"), row.get("val_loss"), row.get("seed")))
-        fields: dict[str, Any] = {"test_auc": mean_interval(row.get("test_auc_macro_ovr") for row in group)}
-        fields["test_f1"] = mean_interval(row.get("test_f1_macro") for row in group)
-        for name in ("val_metric", "val_loss", "val_accuracy", "test_accuracy"):
-            fields[name] = mean_interval(row.get(name) for row in group)
+        finished = [row for row in group if not row.get("failure")]
+        best = min(
+            finished or group, key=lambda row: _rank_key(row.get("val_metric"), row.get("val_loss"), row.get("seed"))
+        )
+        fields: dict[str, Any] = {name: _mean(finished, name) for name in ("val_metric", "val_loss", "train_s")}
+        fields["val_accuracy"] = score_interval((row.get("val_accuracy") for row in finished), num_val)
+        for metric, (name, column) in TEST_SCORES.items():
+            fields[name] = _test_interval(finished, metric, column, predictions)
         same = ("family", "tta", "trial", "num_params", "size_mb", "latency_ms_p50", "latency_ms_p95", "images_per_s")
         for name in same:
             # The same for every seed, and latency is measured for one of them: take the first that is known.
             fields[name] = next((row[name] for row in group if row.get(name) is not None), None)
-        fields["train_s"] = mean_interval(row.get("train_s") for row in group).mean
-        models = [row["model"] for row in group]
+        fields["failures"] = [row["failure"] for row in group if row.get("failure")]
+        models = [row["model"] for row in finished]
         summaries.append(ConfigSummary(config=config, models=models, best_model=best["model"], **fields))
-    return sorted(summaries, key=lambda one: _rank_key(one.val_metric.mean, one.val_loss.mean, one.num_params))
+    return sorted(
+        summaries, key=lambda one: (bool(one.failures), _rank_key(one.val_metric, one.val_loss, one.num_params))
+    )
+
+
+TEST_SCORES = {
+    "accuracy": ("test_accuracy", "test_accuracy"),
+    "auc": ("test_auc", "test_auc_macro_ovr"),
+    "f1": ("test_f1", "test_f1_macro"),
+}
+"""Of each metric: its name in a summary, and its column of results.csv."""
+
+
+def _mean(rows: Iterable[Row], column: str) -> float | None:
+    known = [row[column] for row in rows if row.get(column) is not None]
+    return fmean(known) if known else None
+
+
+def _test_interval(rows: Sequence[Row], metric: str, column: str, predictions: Mapping[str, np.ndarray]) -> Interval:
+    scores = [row.get(column) for row in rows]
+    labels = predictions.get("labels", np.zeros(0, np.int64))  # (N,)
+    by_model = [image_scores(metric, predictions[row["model"]], labels) for row in rows if row["model"] in predictions]
+    known = [of_images for of_images in by_model if of_images is not None]
+    if not known:
+        return score_interval(scores, None)
+    image_variance = float(np.mean(known, axis=0).var()) / len(labels)
+    return score_interval(scores, num_effective_images(metric, labels), image_variance)
+
+
+def num_effective_images(metric: str, labels: np.ndarray) -> float:
+    """How many images a score rests on.
+
+    All of them; but a macro mean weighs every class alike, so that images of rare classes weigh more, and it rests on
+    fewer: the square of the sum of their weights, over the sum of the squares (Kish 1965).
+    """
+    if metric == "accuracy":
+        return float(len(labels))
+    sizes = np.bincount(labels)
+    sizes = sizes[sizes > 0]
+    return float(len(sizes) ** 2 / (1 / sizes).sum())
+
+
+def image_scores(metric: str, probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
+    """What each image contributes to a score: the mean is the score, the variance over N that of its sampling error.
+
+    For `accuracy` whether it is right. For `auc` (macro one-vs-rest) and `f1` (macro) the score plus the image's
+    influence on it: DeLong's structural components (DeLong, DeLong & Clarke-Pearson 1988), and the derivative by the
+    counts of the confusion matrix (Takahashi et al. 2022, "Confidence interval for micro-averaged F1 and macro-averaged
+    F1 scores").
+
+    Args:
+        metric: `accuracy`, `auc` or `f1`.
+        probabilities: (N, C).
+        labels: (N,) int64.
+
+    Returns:
+        (N,) float64; None where `auc` is undefined: a class is absent from the labels, or is the only one.
+    """
+    num_images, num_classes = probabilities.shape
+    predicted = probabilities.argmax(axis=1)
+    if metric == "accuracy":
+        return (predicted == labels).astype(np.float64)
+    true_counts = np.bincount(labels, minlength=num_classes)
+    if metric == "f1":
+        right = np.bincount(labels[predicted == labels], minlength=num_classes)
+        counts = true_counts + np.bincount(predicted, minlength=num_classes)
+        num_counted = (counts > 0).sum()  # a class that is neither there nor predicted does not count
+        counts = np.maximum(counts, 1)
+        f1 = 2 * right / counts
+        # By how much one image more of a kind changes the sum of the classes' F1.
+        change = 2 * (predicted == labels) / counts[labels] - (f1 / counts)[labels] - (f1 / counts)[predicted]
+        return (f1.sum() + num_images * change) / num_counted
+    assert metric == "auc", metric
+    if (true_counts == 0).any() or (true_counts == num_images).any():
+        return None
+    scores = np.zeros(num_images)
+    for index in range(num_classes):
+        of_class = labels == index
+        positive, negative = probabilities[of_class, index], probabilities[~of_class, index]
+        above = _share_below(positive, negative)  # of each positive; their mean is the area
+        area = above.mean()
+        scores[of_class] += area + (above - area) * num_images / len(positive)
+        scores[~of_class] += area + (1 - _share_below(negative, positive) - area) * num_images / len(negative)
+    return scores / num_classes
+
+
+def _share_below(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The share of `others` that each value is above; ties count half."""
+    others = np.sort(others)
+    below = np.searchsorted(others, values, "left") + np.searchsorted(others, values, "right")
+    return below / (2 * len(others))
 
 
 def best_of_families(summaries: Iterable[ConfigSummary]) -> list[ConfigSummary]:
     """The first configuration of each family, of ranked summaries and in their order; unknown families are left out."""
     best: dict[str, ConfigSummary] = {}
     for one in summaries:
-        if one.family is not None:
+        if one.family is not None and one.models:
             best.setdefault(one.family, one)
     return list(best.values())
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Mean test accuracy of configuration `a` minus that of `b`, as fractions, with its 95 % interval."""
+    """Mean test score (0..1) of configuration `a` minus that of `b`, with its 95 % interval."""
 
     a: str
     b: str
@@ -146,88 +292,97 @@ class Comparison:
     num_images: int
     counts_seeds: bool
     """False where a configuration has one seed: the interval then holds the noise of the test images alone."""
+    metric: str = "accuracy"
 
 
 def compare(
-    rows: Sequence[Row], a: str, b: str, predictions: Mapping[str, np.ndarray], num_resamples: int = 4000, seed: int = 0
+    rows: Sequence[Row], a: str, b: str, predictions: Mapping[str, np.ndarray], metric: str = "accuracy"
 ) -> Comparison:
-    """Difference in mean test accuracy between two configurations, and its 95 % interval.
+    """Difference in mean test score between two configurations, and its 95 % interval.
 
     Seeds and test images both make it noisy, and both count (Bouthillier et al. 2021, "Accounting for variance in
-    machine learning benchmarks"). So a bootstrap on two levels (Efron & Tibshirani 1993, "An introduction to the
-    bootstrap") draws test images, the same for every model (hence paired), and seeds of each configuration.
+    machine learning benchmarks"): the variance is that of the scores over each configuration's seeds, plus that of the
+    mean difference image by image, all models being scored on the same ones (hence paired; Obuchowski & Rockette 1995
+    do the same for readers and cases). The interval is +- Student's t of Welch and Satterthwaite's degrees of freedom.
 
-    Two repairs for few seeds: it draws n - 1 of n, which makes the variance of their mean unbiased (Rao & Wu 1988), and
-    the interval is +- Student's t (Welch and Satterthwaite's degrees of freedom) times the bootstrap's standard error.
-    In simulations of 3 seeds whose noise dominates, percentiles of n draws covered the truth in 83 % of comparisons,
-    this in 95 %; where test images dominate in 97 to 99 %, since both levels count chance disagreement between models.
-    An interval from 3 seeds is rough all the same: their spread is easily off by half.
+    The images' part counts two more, one on which only `a` is right and one on which only `b` is (Bonett & Price 2012):
+    that models agree on all images proves no equality, and there is no interval of width zero.
+
+    In simulations of 2, 3 and 5 seeds this covers the truth in 95 to 99 % of comparisons: the most where test images
+    dominate, since both parts count chance disagreement between models. An interval from few seeds is rough all the
+    same: the spread of 3 is easily off by half.
 
     Raises:
-        InputError: a configuration has no model with predictions.
+        InputError: a configuration has no model with predictions, or the score is undefined on this test split.
     """
     labels = predictions.get("labels", np.zeros(0, np.int64))  # (N,)
-    correct_by_config: list[np.ndarray] = []
-    for config in (a, b):
+    num_images = len(labels)
+    images = np.zeros(num_images)  # the difference image by image
+    of_seeds = []
+    for config, sign in ((a, 1), (b, -1)):
         names = [row["model"] for row in rows if row["config"] == config and row["model"] in predictions]
         if not names:
             raise InputError(f"{config}: no predictions to compare; run the evaluation again")
-        correct_by_config.append(np.stack([predictions[name].argmax(axis=1) == labels for name in names]))  # (S, N)
-    num_images, num_a = len(labels), len(correct_by_config[0])
-    rng = np.random.default_rng(seed)
-
-    # Images on which the same models are right are interchangeable: draw how often each such pattern comes, not images.
-    patterns, counts = np.unique(np.concatenate(correct_by_config).T, axis=0, return_counts=True)  # (P, Sa+Sb), (P,)
-    drawn = rng.multinomial(num_images, counts / num_images, size=num_resamples)  # (R, P)
-    accuracy = drawn @ patterns.astype(np.float64) / num_images  # (R, Sa+Sb)
-
-    means, variances = [], []
-    for correct, resampled in zip(correct_by_config, (accuracy[:, :num_a], accuracy[:, num_a:]), strict=True):
-        num_seeds = len(correct)
-        num_drawn = max(num_seeds - 1, 1)
-        weights = rng.multinomial(num_drawn, np.full(num_seeds, 1 / num_seeds), size=num_resamples)  # (R, S)
-        means.append((weights * resampled).sum(axis=1) / num_drawn)  # (R,)
-        if num_seeds > 1:
-            variances.append((float(correct.mean(axis=1).var(ddof=1)) / num_seeds, num_seeds - 1))
-    variance = float(np.var(means[0] - means[1], ddof=1))
-    spread = sum(value**2 / freedom for value, freedom in variances)
-    half = _students_t(variance**2 / spread if spread else 1e9, 0.95) * math.sqrt(variance)
-    difference = float(correct_by_config[0].mean() - correct_by_config[1].mean())
-    return Comparison(a, b, difference, difference - half, difference + half, num_images, len(variances) == 2)
+        scores = []
+        for name in names:
+            found = image_scores(metric, predictions[name], labels)
+            if found is None:
+                raise InputError(f"{config}: no {METRIC_NAMES[metric]} to compare; the test split lacks a class")
+            scores.append(float(found.mean()))
+            images += sign * found / len(names)
+        if len(names) > 1:
+            of_seeds.append((variance(scores) / len(names), len(names) - 1))
+    total = sum(part for part, _ in of_seeds) + float(images.var()) / num_images
+    total += 2 / num_effective_images(metric, labels) ** 2
+    half = _students_t(total, of_seeds) * math.sqrt(total)
+    difference = float(images.mean())
+    low, high = max(difference - half, -1.0), min(difference + half, 1.0)
+    return Comparison(a, b, difference, low, high, num_images, len(of_seeds) == 2, metric)
 
 
 def compare_best(
-    rows: Sequence[Row], summaries: Sequence[ConfigSummary], predictions: Mapping[str, np.ndarray]
+    rows: Sequence[Row],
+    summaries: Sequence[ConfigSummary],
+    predictions: Mapping[str, np.ndarray],
+    metric: str = "accuracy",
 ) -> list[Comparison]:
     """Compare the best configuration with every other, in the order of their ranks, where predictions allow it."""
     scored = [one.config for one in summaries if any(model in predictions for model in one.models)]
-    best = summaries[0].config if summaries else None
-    return [compare(rows, best, other, predictions) for other in scored if other != best and best in scored]
+    best = summaries[0].config if summaries and summaries[0].test_score(metric).n else None
+    return [compare(rows, best, other, predictions, metric) for other in scored if other != best and best in scored]
 
 
-def percent(value: float | Interval | None) -> str:
-    """A fraction, or a mean with the half-width of its interval, in percent: `97.21` or `97.21 ± 0.65`."""
+def score_text(value: float | Interval | None, metric: str = "accuracy") -> str:
+    """A score, or a mean with its interval: accuracy in percent, `97.21` or `97.21 (96.10 to 98.02)`, others as 0.9721.
+
+    The same digits everywhere: what two means differ by is seen, and their intervals say what it is worth.
+    """
     if isinstance(value, Interval):
-        return percent(value.mean) + ("" if value.half_width is None else f" ± {100 * value.half_width:.2f}")
-    return "-" if value is None else f"{100 * value:.2f}"
+        bounds = f" ({score_text(value.low, metric)} to {score_text(value.high, metric)})"
+        return score_text(value.mean, metric) + ("" if value.low is None else bounds)
+    if value is None:
+        return "-"
+    return f"{100 * value:.2f}" if metric == "accuracy" else f"{value:.4f}"
 
 
-def points(value: float) -> str:
-    """A signed difference of fractions in percentage points, such as `+0.45` or `-0.10`."""
-    return f"{100 * value:+.2f}"
+def difference_text(value: float, metric: str = "accuracy") -> str:
+    """A signed difference of scores: of accuracies in percentage points, such as `+0.45`, of others as `+0.0045`."""
+    return f"{100 * value:+.2f}" if metric == "accuracy" else f"{value:+.4f}"
 
 
 def _difference(one: Comparison) -> str:
     """A difference and its interval in words."""
-    interval = f"95 % interval {points(one.low)} to {points(one.high)}"
-    return f"{points(one.difference)} points ({interval}{'' if one.counts_seeds else ' from the test images alone'})"
+    what = "points" if one.metric == "accuracy" else f"in {METRIC_NAMES[one.metric]}"
+    low, high = difference_text(one.low, one.metric), difference_text(one.high, one.metric)
+    interval = f"95 % interval {low} to {high}{'' if one.counts_seeds else ' from the test images alone'}"
+    return f"{difference_text(one.difference, one.metric)} {what} ({interval})"
 
 
 def verdict(
     summaries: Sequence[ConfigSummary],
     comparisons: Sequence[Comparison],
     metric: str = "accuracy",
-    default: str = DEFAULT,
+    default: str | None = DEFAULT,
     recipes: Mapping[str, str] | None = None,
 ) -> str:
     """Say in one or two plain sentences which configuration to take, and how sure that is.
@@ -235,28 +390,30 @@ def verdict(
     Args:
         summaries: ranked.
         comparisons: of the best configuration with others.
-        metric: that ranked them.
-        default: the default recipe that shows what the search gained.
+        metric: that ranked them, and that they are compared by.
+        default: the default recipe that shows what the search gained; None where there was no search.
         recipes: what to call each default recipe, by its name; needed where there are several.
     """
     if not summaries:
         return "No final model has been trained and evaluated, so there is no verdict."
     best, others = summaries[0], [one.config for one in summaries[1:]]
+    if not best.models:
+        return f"Every final training failed, so there is no verdict. {best.config}: {best.failed}."
     by_name = {one.b: one for one in comparisons if one.a == best.config}
-    recipes = recipes or {DEFAULT: "the default recipe"}
+    recipes = recipes or ({DEFAULT: "the default recipe"} if default else {})
+    score, what = best.test_score(metric), METRIC_NAMES[metric]
+    lack = _lack(best, metric)
 
     def against(other: str, name: str, tie: str) -> str:
         if other not in by_name:
-            return f"how it compares with {name} is unknown, since predictions are missing"
+            return f"how it compares with {name} is unknown, since {lack}"
         one = by_name[other]
         words = f"it beats {name}" if one.low > 0 else f"it is worse on test than {name}" if one.high < 0 else tie
         if not one.counts_seeds:
             words = f"one seed is too few to compare it with {name}"
         return f"{words}: {_difference(one)}"
 
-    accuracy = best.test_accuracy
-    seeds = f"95 % interval over {accuracy.n} seeds" if accuracy.n > 1 else "one seed, so no interval"
-    first = f"test accuracy {percent(accuracy)} % ({seeds})" if accuracy.n else "test accuracy not measured"
+    first = f"test {what} {_with_interval(score, metric)}" if score.n else f"test {what} unknown"
     second = []
     if others and best.config == default:
         second.append(f"the search found nothing better than {recipes[default]}")
@@ -266,9 +423,28 @@ def verdict(
     if others and others[0] != default:
         name = f"the runner-up, {recipes[others[0]]}" if others[0] in recipes else f"the runner-up {others[0]}"
         second.append(against(others[0], name, f"it cannot be told apart from {name}"))
-    first += f", the best by mean validation {metric}" if others else ""
+    first += f", the best by mean validation {what}" if others else ""
+    first += f" (on {best.failed})" if best.failures else ""
     said = "; ".join(second)
     return f"Take {best.config}: {first}." + (f" {said[0].upper()}{said[1:]}." if said else "")
+
+
+def _lack(best: ConfigSummary, metric: str) -> str:
+    """Why there is no comparison with the best."""
+    undefined = metric == "auc" and best.test_accuracy.n and not best.test_auc.n
+    return "the test split has no AUC" if undefined else "predictions are missing"
+
+
+def _with_interval(score: Interval, metric: str) -> str:
+    unit = " %" if metric == "accuracy" else ""
+    if score.n == 1:
+        return f"{score_text(score, metric)}{unit} (one seed, so no interval)"
+    if score.low is None:
+        return f"{score_text(score, metric)}{unit} (mean over {score.n} seeds)"
+    low, high = score_text(score.low, metric), score_text(score.high, metric)
+    return (
+        f"{score_text(score.mean, metric)}{unit} (95 % interval {low} to {high}, over {score.n} seeds and test images)"
+    )
 
 
 def _times(ratio: float, thing: str, same: str) -> str:
@@ -288,14 +464,16 @@ def family_verdict(
     Args:
         best: the best configuration of each family, ranked.
         comparisons: of the first of them with others.
-        metric: that ranked them.
+        metric: that ranked them, and that they are compared by.
     """
     winner, by_name = best[0], {one.b: one for one in comparisons if one.a == best[0].config}
-    first = f"{winner.family} ranks first by mean validation {metric}"
-    return [_family_against(winner, other, by_name.get(other.config), first) for other in best[1:]]
+    first = f"{winner.family} ranks first by mean validation {METRIC_NAMES[metric]}"
+    lack = _lack(winner, metric)
+    return [_family_against(winner, other, by_name.get(other.config) or lack, first) for other in best[1:]]
 
 
-def _family_against(winner: ConfigSummary, other: ConfigSummary, found: Comparison | None, first: str) -> str:
+def _family_against(winner: ConfigSummary, other: ConfigSummary, found: Comparison | str, first: str) -> str:
+    """`found`: how they compare, or why that is unknown."""
     ratios = {}
     if winner.num_params and other.num_params:
         ratios["size"] = winner.num_params / other.num_params
@@ -305,8 +483,8 @@ def _family_against(winner: ConfigSummary, other: ConfigSummary, found: Comparis
     cost = " and ".join(_times(ratio, *things[what]) for what, ratio in ratios.items())
     cost = cost and f", {'for' if min(ratios.values()) > 1 else 'with'} {cost}"
 
-    if found is None:
-        return f"{first}{cost}; how it compares with {other.family} on test is unknown, since predictions are missing."
+    if isinstance(found, str):
+        return f"{first}{cost}; how it compares with {other.family} on test is unknown, since {found}."
     said = f"{_difference(found)}{cost}"
     if not found.counts_seeds:
         return f"{first}, but one seed is too few to compare it with {other.family}: {said}."

@@ -7,16 +7,16 @@ from collections.abc import Iterable
 from cifar_ray import results
 from cifar_ray.figures import COLOURS, GREYS, LINES
 from cifar_ray.ranking import (
+    METRIC_NAMES,
     TRIED,
     Interval,
     best_of_families,
     best_value,
     compare_best,
     is_default,
-    percent,
+    score_text,
     summarise,
 )
-from cifar_ray.report_parts import decimals
 from cifar_ray.results import DEFAULT, Row, RunFolder
 
 
@@ -27,16 +27,17 @@ class Records:
         self.folder = folder
         self.run: Row = results.read_json(folder.run_json)
         self.metric = str(self.run.get("metric") or "accuracy")
-        self.metric_name = {"auc": "AUC", "f1": "F1"}.get(self.metric, self.metric)
+        self.metric_name = METRIC_NAMES[self.metric]
+        self.searched = self.run.get("kind") != "train"
         self.trials = results.read_trials(folder.trials_jsonl)
         self.rows = results.read_csv(folder.results_csv)
         self.latency = results.read_csv(folder.latency_csv)
         self.predictions = results.read_predictions(folder.predictions_npz)
-        self.summaries = summarise(self.rows)
-        self.comparisons = compare_best(self.rows, self.summaries, self.predictions)
+        self.data: Row = self.run.get("data") or {}
+        self.summaries = summarise(self.rows, self.data.get("num_val"), self.predictions)
+        self.comparisons = compare_best(self.rows, self.summaries, self.predictions, self.metric)
         models = [model for one in self.summaries for model in one.models]
         self.histories = {name: results.read_csv(folder.model(name) / "history.csv") for name in models}
-        self.data: Row = self.run.get("data") or {}
         self.device: Row = self.run.get("device") or {}
         self.phases = {name: s for name, s in (self.run.get("phases_s") or {}).items() if s is not None}
         self.space_of = {trial["name"]: str(trial.get("space")) for trial in self.trials}
@@ -48,21 +49,23 @@ class Records:
         tried = [trial for trial in self.trials if trial["state"] in TRIED and best_value(trial) is not None]
         self.tried = sorted(tried, key=lambda trial: -best_value(trial))
         self.styles = {}
-        defaults = sorted(one.config for one in self.summaries if is_default(one.config))
+        defaults = sorted(one.config for one in self.summaries if self.is_default(one.config))
         for i, one in enumerate(self.summaries):
             colours, place = (GREYS, defaults.index(one.config)) if one.config in defaults else (COLOURS, i)
             line = LINES[place // len(colours) % len(LINES)]
             self.styles[one.config] = {"color": colours[place % len(colours)], "linestyle": line}
 
     def score(self, value: float | Interval | None) -> str:
-        """The metric of the search as text: accuracy in percent, others as fractions."""
-        if self.metric == "accuracy":
-            return f"{percent(value)} %"
-        return decimals(value.mean if isinstance(value, Interval) else value)
+        """A value of the ranking metric as text: accuracy in percent, others as fractions."""
+        return score_text(value, self.metric) + (" %" if self.metric == "accuracy" else "")
+
+    def is_default(self, name: str) -> bool:
+        """Whether that is a default recipe of the search; a named model may be called what it likes."""
+        return self.searched and is_default(name)
 
     def default_of(self, name: str, among: Iterable[str]) -> str | None:
         """The default recipe in `among` that a configuration is to be measured by: its family's, of its space first."""
-        family = [one for one in among if is_default(one) and self.family_of.get(one) == self.family_of.get(name)]
+        family = [one for one in among if self.is_default(one) and self.family_of.get(one) == self.family_of.get(name)]
         space = self.space_of.get(name)
         return min(family, key=lambda one: (self.space_of.get(one) != space, one != DEFAULT), default=None)
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import base64
 import html
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_ray import results
 from cifar_ray.figures import FIGURE_STYLE
-from cifar_ray.ranking import ConfigSummary, best_value, percent
+from cifar_ray.ranking import METRIC_NAMES, ConfigSummary, best_value, score_text
 from cifar_ray.records import Records
 from cifar_ray.report_parts import Section, decimals, short
 from cifar_ray.results import Row, RunFolder
@@ -22,24 +23,18 @@ from cifar_ray.sections import facts_of, headline_of, sections_of
 
 def results_table(summaries: Sequence[ConfigSummary], metric: str = "accuracy") -> str:
     """The finalists as a plain-text table of at most 80 columns, best first."""
-    header = [
-        "#",
-        "config",
-        "val acc %" if metric == "accuracy" else f"val {metric}",
-        "test acc %",
-        "params",
-        "ms/image",
-        "images/s",
-        "seeds",
-    ]
-    rows = [header]
+    name = "acc %" if metric == "accuracy" else METRIC_NAMES[metric]
+    rows = [["#", "config", f"val {name}", f"test {name}", "params", "p50 ms", "img/s", "seeds"]]
     for rank, one in enumerate(summaries, start=1):
-        val = percent(one.val_accuracy) if metric == "accuracy" else decimals(one.val_metric.mean)
-        numbers = [short(one.num_params), short(one.latency_ms_p50), short(one.images_per_s), str(len(one.models))]
-        rows.append([str(rank), one.config, val, percent(one.test_accuracy), *numbers])
+        scores = [score_text(one.val_metric, metric), score_text(one.test_score(metric), metric)]
+        numbers = [short(one.num_params), short(one.latency_ms_p50), short(one.images_per_s), one.seeds]
+        rows.append([str(rank), one.config, *scores, *numbers])
+    notes = [textwrap.shorten(f"{one.config}: {one.failed}", 80) for one in summaries if one.failures]
+    if any(one.test_score(metric).low is not None for one in summaries):
+        notes.append("in brackets: 95 % interval over seeds and test images")
     flipped = [one.config for one in summaries if one.tta == "flip"]
-    note = f"\nscored and timed with flip test-time augmentation: {', '.join(flipped)}" if flipped else ""
-    return _text_table(rows) + note
+    notes += [f"scored and timed with flip test-time augmentation: {', '.join(flipped)}"] if flipped else []
+    return "\n".join([_text_table(rows), *notes])
 
 
 def trials_table(trials: Sequence[Row], metric: str, num_shown: int = 5) -> str:

@@ -31,17 +31,20 @@ RESULTS_COLUMNS = (
     "model", "family", "trial", "seed", "train_accuracy", "val_accuracy", "test_accuracy", "test_loss",
     "test_auc_macro_ovr", "num_params", "size_mb", "latency_ms_p50", "latency_ms_p95", "images_per_s",
     "config", "test_f1_macro", "val_metric", "val_loss", "epochs", "best_epoch", "train_s", "training_seed",
-    "device", "threads", "torch", "tta",
+    "device", "threads", "torch", "tta", "failure",
 )
 LATENCY_COLUMNS = (
     "config", "device", "threads", "batch_size", "n", "latency_ms_p50", "latency_ms_p95", "images_per_s", "tta",
 )
 # fmt: on
-TEXT_COLUMNS = frozenset({"model", "family", "config", "device", "torch", "tta"})
+TEXT_COLUMNS = frozenset({"model", "family", "config", "device", "torch", "tta", "failure"})
 """Columns that stay text even where they look like numbers (a preset called `2024`, torch `2.11`)."""
 
 CHECKPOINT = "checkpoint.pt"
 """In the folder of a training under way: what it goes on from."""
+
+FAILED = "failed.json"
+"""In the folder of a final training that failed: why."""
 
 Row = dict[str, Any]
 
@@ -109,6 +112,11 @@ class RunFolder:
                 return True
         except (InputError, OSError, SafetensorError):
             return False
+
+    def failure(self, name: str) -> str | None:
+        """Why the final training `name` failed; None where it did not."""
+        path = self.model(name) / FAILED
+        return str(read_json(path)["failure"]) if path.exists() else None
 
 
 def write_bytes(path: Path, data: bytes, durable: bool = False) -> None:

@@ -16,15 +16,14 @@ from cifar_ray.ranking import (
     Comparison,
     ConfigSummary,
     best_value,
+    difference_text,
     family_verdict,
-    is_default,
-    percent,
-    points,
+    score_text,
     verdict,
 )
 from cifar_ray.records import Records
 from cifar_ray.report_parts import Image, Section, Table, counted, decimals, share, shared_images, short, thousands
-from cifar_ray.results import DEFAULT, Row
+from cifar_ray.results import Row
 from cifar_ray.trial_sections import all_trials, best_trials, ledger, search_gain
 
 
@@ -70,10 +69,10 @@ def facts_of(records: Records) -> list[tuple[str, str]]:
 def _measured(records: Records, one: ConfigSummary) -> dict[str, str]:
     """Cells of what was measured of a configuration."""
     cells = {} if records.metric == "accuracy" else {f"val {records.metric_name}": records.score(one.val_metric)}
-    cells |= {"val acc %": percent(one.val_accuracy), "test acc %": percent(one.test_accuracy)}
-    cells["test AUC"] = decimals(one.test_auc.mean)
+    cells |= {"val acc %": score_text(one.val_accuracy), "test acc %": score_text(one.test_accuracy)}
+    cells["test AUC"] = score_text(one.test_auc, "auc")
     if records.metric == "f1":
-        cells["test F1"] = decimals(one.test_f1.mean)
+        cells["test F1"] = score_text(one.test_f1, "f1")
     cells |= {"params": short(one.num_params), "MB": decimals(one.size_mb, 2), "p50 ms": short(one.latency_ms_p50)}
     return cells | {"p95 ms": short(one.latency_ms_p95), "images/s": short(one.images_per_s)}
 
@@ -82,22 +81,34 @@ def _finalists(records: Records) -> Section:
     table = Table([], [])
     for rank, one in enumerate(records.summaries, start=1):
         words = {"#": str(rank), "configuration": one.config, **records.origin(one.config)}
-        cells = words | _measured(records, one) | {"seeds": str(len(one.models))}
+        cells = words | _measured(records, one) | {"seeds": one.seeds}
         table.columns, table.num_text = list(cells), len(words)
         table.rows.append(list(cells.values()))
-        table.marks[rank - 1] = ["best"] * (rank == 1) + ["baseline"] * is_default(one.config) + _tta(one)
+        table.marks[rank - 1] = ["best"] * (rank == 1) + ["baseline"] * records.is_default(one.config) + _tta(one)
     threads = next((row["threads"] for row in records.rows if row.get("threads")), None)
     device = next((row["device"] for row in records.rows if row.get("device")), records.device.get("name", "?"))
     table.note = (
         f"Ranked by mean validation {records.metric_name} over seeds (ties: lower validation loss, fewer parameters); "
-        "the test split ranks nothing. ± is half the width of a 95 % Student's t interval over seeds. p50 and p95: "
-        f"latency of one image on {device}" + (f", {counted(threads, 'thread')}." if threads else ".")
+        "the test split ranks nothing. In brackets: 95 % interval over seeds and images (of validation, and of test); "
+        f"from few seeds it is rough itself. p50 and p95: latency of one image{_num_timed(records)} on {device}"
+        + (f", {counted(threads, 'thread')}." if threads else ".")
     )
+    text = [f"{one.config} stands on {one.failed}." for one in records.summaries if one.failures]
+    if text:
+        text.append("A configuration of which final trainings failed ranks below all others.")
     if any(one.test_accuracy.n and one.test_auc.n == 0 for one in records.summaries):
         table.note += " No AUC where the test split lacks a class."
     if any(_tta(one) for one in records.summaries):
         table.note += f" {FLIP_TTA}: {WHAT_FLIP_TTA}."
-    return Section("Finalists", tables=[table])
+    return Section("Finalists", text, [table])
+
+
+def _num_timed(records: Records) -> str:
+    """Of how many images the latencies of one image are."""
+    timed = [row["n"] for row in records.latency if row.get("batch_size") == 1 and row.get("n")]
+    if not timed:
+        return ""
+    return f", n = {min(timed)}{'' if min(timed) == max(timed) else f' to {max(timed)}'} timed,"
 
 
 FLIP_TTA = "flip TTA"
@@ -112,7 +123,7 @@ def _families(records: Records) -> Section:
     section = Section("The best of each family")
     if not records.several_families:
         return section
-    section.text = [" ".join(family_verdict(records.best_of_families, records.comparisons, records.metric_name))]
+    section.text = [" ".join(family_verdict(records.best_of_families, records.comparisons, records.metric))]
     winner = records.best_of_families[0].config
     by_name = {one.b: one for one in records.comparisons if one.a == winner}
     table = Table([], [], num_text=2)
@@ -120,10 +131,11 @@ def _families(records: Records) -> Section:
         table.marks[index] = ["best"] * (index == 0) + _tta(one)
         cells = {"family": str(one.family), "configuration": one.config, **_measured(records, one)}
         del cells["p95 ms"]
-        cells |= {"train s": "-" if one.train_s is None else f"{one.train_s:,.1f}", "points": "-", "95 % interval": "-"}
+        cells |= {"train s": "-" if one.train_s is None else f"{one.train_s:,.1f}"}
         if found := by_name.get(one.config):  # of the winner with this one
-            cells["points"] = points(-found.difference)
-            cells["95 % interval"] = f"{points(-found.high)} to {points(-found.low)}"
+            cells |= _difference_cells(records, -found.difference, -found.high, -found.low)
+        else:
+            cells |= {_unit(records): "-", "95 % interval": "-"}
         table.columns = list(cells)
         table.rows.append(list(cells.values()))
     table.note = (
@@ -135,7 +147,7 @@ def _families(records: Records) -> Section:
     table.note += " and without the features that a frozen backbone computed before." if heads else "."
     shown = [by_name[one.config] for one in records.best_of_families if one.config in by_name]
     if shown:
-        table.note += f" Points: difference of mean test accuracy to {winner}, in percentage points. {_about(shown)}"
+        table.note += f" {_about(records, shown, to=winner)}"
     section.tables.append(table)
     return section
 
@@ -144,12 +156,24 @@ def _trains_head_only(config: Row) -> bool:
     return bool((config.get("model") or {}).get("finetune") == "head")
 
 
-def _about(comparisons: list[Comparison]) -> str:
-    """What the intervals of comparisons hold."""
+def _unit(records: Records) -> str:
+    """What differences of test scores are in: the heading of their column."""
+    return "points" if records.metric == "accuracy" else records.metric_name
+
+
+def _difference_cells(records: Records, difference: float, low: float, high: float) -> dict[str, str]:
+    interval = f"{difference_text(low, records.metric)} to {difference_text(high, records.metric)}"
+    return {_unit(records): difference_text(difference, records.metric), "95 % interval": interval}
+
+
+def _about(records: Records, comparisons: list[Comparison], to: str = "") -> str:
+    """What differences are, and what their intervals hold."""
+    unit = ", in percentage points" if records.metric == "accuracy" else ""
+    unit = f" to {to}{unit}" if to else unit
     text = (
-        "The interval counts both sources of noise, training seeds and the "
-        f"{thousands(comparisons[0].num_images)} test images (two-level paired bootstrap); from few seeds it is rough "
-        "itself."
+        f"Difference of mean test {records.metric_name}{unit}. The interval counts both sources of noise, training "
+        f"seeds and the {thousands(comparisons[0].num_images)} test images, the same for all models; from few seeds it "
+        "is rough itself."
     )
     if not all(one.counts_seeds for one in comparisons):
         text += " Here it holds the test images alone where a configuration has one seed, and is then too narrow."
@@ -158,12 +182,12 @@ def _about(comparisons: list[Comparison]) -> str:
 
 def headline_of(records: Records) -> str:
     """The verdict; before any final model is evaluated, the state of the search."""
-    if records.summaries:
+    if records.summaries or not records.searched:
         names = [one.config for one in records.summaries]
-        recipes = {name: records.recipe(name) for name in names if is_default(name)}
+        recipes = {name: records.recipe(name) for name in names if records.is_default(name)}
         # Where the default recipe of the same family is missing, that of another one tells more than none.
-        default = records.default_of(names[0], names) or next(iter(recipes), DEFAULT)
-        return verdict(records.summaries, records.comparisons, records.metric_name, default, recipes)
+        default = (records.default_of(names[0], names) if names else None) or next(iter(recipes), None)
+        return verdict(records.summaries, records.comparisons, records.metric, default, recipes)
     if not records.tried:
         return "No trial has finished yet, so there is nothing to recommend."
     best, count = records.tried[0], len(records.tried)
@@ -176,8 +200,8 @@ def headline_of(records: Records) -> str:
 
 def _gain(records: Records) -> Section:
     names = [one.config for one in records.summaries]
-    defaults = [name for name in names if is_default(name)]
-    several = sum(is_default(name) for name in records.family_of) > 1
+    defaults = [name for name in names if records.is_default(name)]
+    several = sum(records.is_default(name) for name in records.family_of) > 1
     section = Section(f"What the search gained over the default recipe{'s' * several}")
     searched = search_gain(records)
     if searched:
@@ -191,14 +215,14 @@ def _gain(records: Records) -> Section:
     own = records.default_of(names[0], names)
     table = Table([], [])
     # The default recipes first, and before all others that of the same family.
-    for one in sorted(records.comparisons, key=lambda one: (one.b != own, not is_default(one.b))):
+    for one in sorted(records.comparisons, key=lambda one: (one.b != own, not records.is_default(one.b))):
         told = "better" if one.low > 0 else "worse" if one.high < 0 else "cannot be told apart"
         told += "" if one.counts_seeds else ", by one seed"
         words = {f"{names[0]} against": one.b, **records.origin(one.b), "on the test split it": told}
-        cells = words | {"points": points(one.difference), "95 % interval": f"{points(one.low)} to {points(one.high)}"}
+        cells = words | _difference_cells(records, one.difference, one.low, one.high)
         table.columns, table.num_text = list(cells), len(words)
         table.rows.append(list(cells.values()))
-    table.note = f"Difference of mean test accuracy in percentage points. {_about(records.comparisons)}"
+    table.note = _about(records, records.comparisons)
     if several and own not in (None, names[0]):
         table.note += f" What the search gained is the difference to {own}: other spaces start from other recipes."
     if not defaults:
@@ -297,14 +321,14 @@ def _configuration(records: Records) -> Section:
 
 def _speed(records: Records) -> Section:
     section = Section("Speed")
-    figure = speed_figure(records.summaries, records.styles)
+    figure = speed_figure(records.summaries, records.styles, records.metric)
     if figure:
-        title = "Test accuracy, with its 95 % interval over seeds, against latency"
+        title = f"Test {records.metric_name}, with its 95 % interval over seeds and images, against latency"
         title += "; a shape for each family" if records.several_families else ""
         section.images.append(Image("speed.png", title, png(figure)))
     columns = {"config": "configuration", "device": "device", "threads": "threads", "batch_size": "batch"}
-    columns |= {"latency_ms_p50": "p50 ms", "latency_ms_p95": "p95 ms", "images_per_s": "images/s"}
-    note = "Latency of a whole batch"
+    columns |= {"n": "n", "latency_ms_p50": "p50 ms", "latency_ms_p95": "p95 ms", "images_per_s": "images/s"}
+    note = "Latency of a whole batch, over n of them"
     for name in ("threads", "device"):  # what is the same in every row goes into the note
         values = {row.get(name) for row in records.latency}
         if len(values) == 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 
 from cifar_ray.progress import duration
-from cifar_ray.ranking import best_value, is_default
+from cifar_ray.ranking import best_value
 from cifar_ray.records import Records
 from cifar_ray.report_parts import Section, Table, counted, decimals, share, short
 from cifar_ray.results import TRIAL_SECONDS, slot_seconds
@@ -29,6 +29,8 @@ def best_trials(records: Records) -> Section:
         cells |= {"val loss": decimals(best.get("val_loss"), 3), "params": short(trial.get("num_params"))}
         table.columns, table.num_text = list(cells), len(words)
         table.rows.append(list(cells.values()))
+    if not records.searched:
+        return Section("Best trials so far")
     text = "No final model has been evaluated, so this report shows the search alone: one seed a trial, no test split."
     return Section("Best trials so far", [text], [table] if table.rows else [])
 
@@ -40,7 +42,7 @@ def search_gain(records: Records) -> str:
         spaces[records.space_of[trial["name"]]].append(trial)
     said = []
     for space, tried in sorted(spaces.items(), key=lambda item: min(trial["number"] for trial in item[1])):
-        default = next((trial for trial in tried if is_default(trial["name"])), None)
+        default = next((trial for trial in tried if records.is_default(trial["name"])), None)
         if default is None or len(tried) == 1:
             continue
         reached = f"{records.recipe(default['name'])} reached {records.score(best_value(default))}"

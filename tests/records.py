@@ -9,6 +9,7 @@ import numpy as np
 
 from cifar_ray import results
 from cifar_ray.config import CNNConfig, OptimizerConfig, ResNetConfig, TrialConfig
+from cifar_ray.ranking import image_scores
 from cifar_ray.results import RunFolder
 
 CLASS_NAMES = ["<b>&amp;", "$1 and $2", "a|b*c_d`e", "</td><script>alert(1)</script>", "4", "5", "6", "7", "8", "nine"]
@@ -115,6 +116,7 @@ def trial_record(
 def run_record(num_test: int, class_names: list[str], metric: str = "accuracy") -> dict[str, Any]:
     """run.json of a finished search."""
     return {
+        "kind": "tune",
         "command": "python -m cifar_ray.tune --space cnn --data digits --trials 24 --name 'a b'",
         "settings": {"space": "cnn", "data": "digits", "trials": 24},
         "versions": {"cifar_ray": "0.1.0", "python": "3.11.7", "torch": "2.11.0", "ray": "2.60.0", "optuna": "5.0.0"},
@@ -150,16 +152,25 @@ def make_run(
     metric: str = "accuracy",
     spaces: tuple[str, ...] = ("cnn",),
     seed_noise: float = 0.004,
+    failed: tuple[str, ...] = (),
 ) -> RunFolder:
     """Write a run folder; `accuracies` of the finalists, `finals=False` for a search that was interrupted.
 
-    `num_trials=0` is a training of named models: `accuracies` then has names of presets.
+    `num_trials=0` is a training of named models: `accuracies` then has names of presets. `failed` are final models
+    such as `default-seed1` whose training failed.
     """
     rng = np.random.default_rng(0)
     names = class_names or CLASS_NAMES
     accuracies = accuracies or {"trial-0012": 0.972, "default": 0.955, "trial-0007": 0.968, "trial-0019": 0.966}
     folder = RunFolder(root)
     run = run_record(num_test, names, metric)
+    if num_trials == 0:
+        run |= {
+            "kind": "train",
+            "command": "python -m cifar_ray.train --config default.json",
+            "settings": {},
+            "phases_s": {"finals": 55.0},
+        }
     if not finals:
         run |= {"end": None, "phases_s": {"startup": 6.2}}
     results.write_json(folder.run_json, run)
@@ -184,6 +195,10 @@ def make_run(
     rows, predictions = [], {}
     for (config, seed), accuracy, values in zip(models, wanted, probabilities, strict=True):
         model = f"{config}-seed{seed}"
+        if model in failed:
+            failure = {"failure": f"non-finite loss in epoch {1 + seed % 2}"}
+            rows.append({"model": model, "config": config, "seed": seed} | failure)
+            continue
         predictions[model] = values
         results.write_csv(folder.model(model) / "history.csv", results.HISTORY_COLUMNS, history(rng, accuracy, 30))
         numbers = {config_name(number, spaces): number for number in range(num_trials)}
@@ -201,7 +216,10 @@ def make_run(
             "val_accuracy": accuracy,
         }
         row |= {"test_accuracy": float((values.argmax(axis=1) == labels).mean()), "test_loss": 0.12}
-        row |= {"test_auc_macro_ovr": None if absent_class else 0.9971, "num_params": num_params(trial, trial_config)}
+        for name, column in (("auc", "test_auc_macro_ovr"), ("f1", "test_f1_macro")):
+            of_images = image_scores(name, values, labels)
+            row[column] = None if of_images is None else float(of_images.mean())
+        row["num_params"] = num_params(trial, trial_config)
         row |= {
             "size_mb": 44.8 if resnet else 0.38 + 0.03 * trial,
             "config": config,

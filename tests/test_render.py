@@ -17,6 +17,7 @@ from matplotlib.image import imread
 
 from cifar_ray import figures, ranking, render, results
 from cifar_ray.config import InputError
+from cifar_ray.records import Records
 
 CHROMIUM = shutil.which("chromium")
 # fmt: off
@@ -74,16 +75,18 @@ def test_report_is_self_contained_and_loads_nothing(run: results.RunFolder) -> N
 
 def test_report_says_what_the_records_say(run: results.RunFolder) -> None:
     page, markdown = Page(run.report_html.read_text()), run.report_md.read_text()
-    summaries = ranking.summarise(results.read_csv(run.results_csv))
-    comparisons = ranking.compare_best(
-        results.read_csv(run.results_csv), summaries, results.read_predictions(run.predictions_npz)
-    )
+    rows, predictions = results.read_csv(run.results_csv), results.read_predictions(run.predictions_npz)
+    summaries = ranking.summarise(rows, 288, predictions)
+    comparisons = ranking.compare_best(rows, summaries, predictions)
     for said in (
         ranking.verdict(summaries, comparisons),
         "--trials 24 --name 'a b'",
         "9f86d081884c",
         "1,149 train / 288 val / 360 test",
-        ranking.percent(summaries[0].test_accuracy),
+        ranking.score_text(summaries[0].test_accuracy),
+        ranking.score_text(summaries[0].val_accuracy),
+        ranking.score_text(summaries[0].test_auc, "auc"),
+        "n = 200 timed",
         "optuna 5.0.0",
         "search 1 min 18 s",
         "non-finite training loss at epoch 1",
@@ -166,11 +169,15 @@ def test_run_without_any_finished_trial_still_reports(tmp_path: Path) -> None:
 
 
 def test_one_seed_and_an_absent_class_are_said_not_hidden(tmp_path: Path) -> None:
-    folder = records.make_run(tmp_path, seeds=1, absent_class=True, metric="auc")
-    render.build_report(tmp_path)
+    folder = records.make_run(tmp_path / "accuracy", seeds=1, absent_class=True)
+    render.build_report(folder.root)
     text = Page(folder.report_html.read_text()).text
-    assert "one seed, so no interval" in text and "One seed is too few" in text and "±" not in text.split("Ranked")[0]
-    assert "No AUC where the test split lacks a class." in text and "val AUC" in text
+    assert "one seed, so no interval" in text and "One seed is too few" in text
+    assert "No AUC where the test split lacks a class." in text
+    folder = records.make_run(tmp_path / "auc", absent_class=True, metric="auc")
+    render.build_report(folder.root)
+    text = Page(folder.report_html.read_text()).text
+    assert "test AUC unknown" in text and "is unknown, since the test split has no AUC" in text and "val AUC" in text
     assert re.search(r"\| nine \| 0 \| - \|", folder.report_md.read_text())
 
 
@@ -211,9 +218,9 @@ def two_families(tmp_path_factory: pytest.TempPathFactory) -> results.RunFolder:
 def test_the_best_of_each_family_stand_side_by_side(two_families: results.RunFolder) -> None:
     rows = results.read_csv(two_families.results_csv)
     found = ranking.compare(rows, "trial-0013", "trial-0012", results.read_predictions(two_families.predictions_npz))
-    low, high = ranking.points(found.low), ranking.points(found.high)
+    low, high = ranking.difference_text(found.low), ranking.difference_text(found.high)
     said = section(two_families, "The best of each family")
-    gain = f"{ranking.points(found.difference)} points (95 % interval {low} to {high})"
+    gain = f"{ranking.difference_text(found.difference)} points (95 % interval {low} to {high})"
     assert f"Take resnet, whose best configuration beats that of cnn on test: {gain}, for 59 times the " in said
     ((resnet,), (cnn,)) = (table_rows(said, family) for family in ("resnet", "cnn"))
     (header,) = table_rows(said, "family")
@@ -224,7 +231,8 @@ def test_the_best_of_each_family_stand_side_by_side(two_families: results.RunFol
     # The second one is seen from the other side.
     assert [dict(zip(header, cnn, strict=True))[name] for name in columns] == [
         "trial-0012", "189k", "0.74", "0.45", "5.9",
-        ranking.points(-found.difference), f"{ranking.points(-found.high)} to {ranking.points(-found.low)}",
+        ranking.difference_text(-found.difference),
+        f"{ranking.difference_text(-found.high)} to {ranking.difference_text(-found.low)}",
     ]  # fmt: skip
     assert "features" not in said
     assert "The best of each family" in Page(two_families.report_html.read_text()).text
@@ -432,6 +440,92 @@ def test_results_table_fits_a_terminal(metric: str) -> None:
     assert ("91.33" if metric == "accuracy" else "0.9133") in lines[1] or "±" in lines[1]
     assert "12.3M" in lines[1] and "…" in lines[2]
     assert len(render.results_table([]).splitlines()) == 1
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "auc", "f1"])
+def test_results_table_with_intervals_and_failed_seeds_fits_a_terminal(tmp_path: Path, metric: str) -> None:
+    lost = ("default-seed0", "trial-0007-seed0", "trial-0007-seed1", "trial-0007-seed2")
+    folder = records.make_run(tmp_path, metric=metric, failed=lost)
+    found = Records(folder)
+    lines = render.results_table(found.summaries, metric).splitlines()
+    assert max(len(line) for line in lines) <= 80 and not any("…" in line for line in lines)
+    name = {"accuracy": "acc %", "auc": "AUC", "f1": "F1"}[metric]
+    assert re.search(rf"^# +config +val {name} +test {name} +params +p50 ms +img/s +seeds$", lines[0])
+    assert [re.split(r"  +", line)[1] for line in lines[1:5]] == ["trial-0012", "trial-0019", "default", "trial-0007"]
+    assert ranking.score_text(found.summaries[0].test_score(metric), metric) in lines[1]
+    assert lines[3].endswith("2 of 3") and lines[4].endswith("0 of 3")
+    assert "default: 2 of 3 seeds; 1 failed: non-finite loss" in lines
+    assert "trial-0007: 0 of 3 seeds; 3 failed: non-finite loss" in lines
+    assert lines[-1] == "in brackets: 95 % interval over seeds and test images"
+
+
+def test_failed_final_trainings_are_told_in_the_report(tmp_path: Path) -> None:
+    folder = records.make_run(tmp_path, failed=("trial-0012-seed0", "trial-0012-seed1"), num_test=1000)
+    render.build_report(tmp_path)
+    said = section(folder, "Finalists")
+    assert "trial-0012 stands on 1 of 3 seeds; 2 failed: non-finite loss." in said
+    (row,) = table_rows(said, "4", "trial-0012")  # whose survivor has the best validation accuracy of all
+    assert row[-1] == "1 of 3" and table_rows(said, "1", "trial-0007 **best**")
+    assert "Take trial-0007" in folder.report_md.read_text().replace("\\", "")
+
+
+def test_run_whose_final_trainings_all_failed_says_why(tmp_path: Path) -> None:
+    folder = records.make_run(tmp_path, seeds=1, failed=("default-seed0", "trial-0007-seed0"),
+                              accuracies={"default": 0.9, "trial-0007": 0.9})  # fmt: skip
+    render.build_report(tmp_path)
+    text = Page(folder.report_html.read_text()).text
+    assert "Every final training failed, so there is no verdict. default: 0 of 1 seeds; 1 failed: non-finite" in text
+
+
+@pytest.mark.parametrize(("metric", "name"), [("auc", "AUC"), ("f1", "F1")])
+def test_report_of_another_metric_compares_by_that_metric(tmp_path: Path, metric: str, name: str) -> None:
+    folder = records.make_run(tmp_path, spaces=("cnn", "resnet"), accuracies=TWO_FAMILIES, num_test=500, metric=metric)
+    render.build_report(tmp_path)
+    rows, predictions = results.read_csv(folder.results_csv), results.read_predictions(folder.predictions_npz)
+    found = ranking.compare(rows, "trial-0013", "default-resnet", predictions, metric)
+    difference, low, high = (
+        ranking.difference_text(value, metric) for value in (found.difference, found.low, found.high)
+    )
+    gain = f"{difference} in {name} (95 % interval {low} to {high})"
+    text = Page(folder.report_html.read_text()).text
+    assert f"Take trial-0013: test {name} 0.9" in text and f"It beats the default recipe of resnet: {gain}" in text
+    said = section(folder, "What the search gained over the default recipes")
+    assert table_rows(said, "default-resnet")[0][-2:] == [difference, f"{low} to {high}"]
+    assert f"Difference of mean test {name}. The interval" in said
+    found = ranking.compare(rows, "trial-0013", "trial-0012", predictions, metric)
+    assert table_rows(section(folder, "The best of each family"), "cnn", "trial-0012")[0][-2:] == [
+        ranking.difference_text(-found.difference, metric),
+        f"{ranking.difference_text(-found.high, metric)} to {ranking.difference_text(-found.low, metric)}",
+    ]
+    assert "points" not in text and "mean test accuracy" not in text
+    (row,) = table_rows(section(folder, "Finalists"), "1")
+    assert len(re.findall(r"0\.\d{4} \(0\.\d{4} to [01]\.\d{4}\)", " ".join(row))) == (2 if metric == "f1" else 1)
+
+
+def test_training_of_named_models_does_not_speak_of_a_search(tmp_path: Path) -> None:
+    folder = records.make_run(tmp_path / "both", accuracies={"default": 0.9, "default-wide": 0.96}, num_trials=0)
+    render.build_report(folder.root)
+    text = Page(folder.report_html.read_text()).text
+    assert "Take default-wide" in text and "beats the runner-up default:" in text
+    assert "How the configurations compare" in text
+    empty = results.RunFolder(tmp_path / "empty")
+    results.write_json(empty.run_json, {**results.read_json(folder.run_json), "end": None})
+    render.build_report(empty.root)
+    text += Page(empty.report_html.read_text()).text
+    assert "No final model has been trained and evaluated" in text
+    assert "search" not in text.lower() and "trial has" not in text and "baseline" not in text
+    assert "default recipe" not in text
+
+
+def test_percentiles_of_the_latency_are_told_with_their_n(tmp_path: Path) -> None:
+    folder = records.make_run(tmp_path)
+    rows = results.read_csv(folder.latency_csv)
+    results.write_csv(folder.latency_csv, results.LATENCY_COLUMNS, [{**rows[0], "n": 3}, *rows[1:]])
+    render.build_report(tmp_path)
+    (header,) = table_rows(section(folder, "Speed"), "configuration")
+    shown = [dict(zip(header, row, strict=True)) for row in table_rows(section(folder, "Speed"), rows[0]["config"])]
+    assert [row["n"] for row in shown] == ["3", "200"]
+    assert "latency of one image, n = 3 to 200 timed, on AMD" in section(folder, "Finalists")
 
 
 @needs_chromium

@@ -61,6 +61,33 @@ def test_a_saved_configuration_alone_trains_the_same_model_again(
     assert about["data"]["num_train"] + about["data"]["num_val"] == 400
 
 
+def test_final_trainings_that_fail_are_recorded_and_not_tried_again(run_command: Command, tmp_path: Path) -> None:
+    (tmp_path / "wild.json").write_text(json.dumps({"optimizer": {"name": "sgd", "lr": 1e30}}))
+    flags = ["--data", "digits", "--train-size", "400", "--max-epochs", "1", "--seeds", "2", "--name", "wild"]
+    done = run_command("train", "--config", "wild.json", "--preset", "mish-cnn", *flags)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = tmp_path / "runs" / "wild"
+    failures = {row["model"]: row["failure"] for row in read_results(run)}
+    assert failures == {
+        "mish-cnn-seed0": "",
+        "mish-cnn-seed1": "",
+        "wild-seed0": "non-finite loss in epoch 1",
+        "wild-seed1": "non-finite loss in epoch 1",
+    }
+    assert json.loads((run / "models" / "wild-seed0" / "failed.json").read_text())["failure"] == failures["wild-seed0"]
+    told = "wild: 0 of 2 seeds; 2 failed: non-finite loss"
+    assert told in done.stdout and "0 of 2 seeds; 2 failed: non-finite loss" in (run / "report.md").read_text()
+
+    about = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(about | {"end": None}))  # as if it had been interrupted in the evaluation
+    (run / "evaluation" / "results.csv").unlink()
+    done = run_command("train", "--resume", "wild")
+    assert done.returncode == 0, done.stdout + done.stderr
+    again = f"wild-seed0 failed before, remove {run / 'models' / 'wild-seed0' / 'failed.json'} to try it again: non-"
+    assert again in done.stdout and "2 of 4 final models are there already" in done.stdout and told in done.stdout
+    assert {row["model"]: row["failure"] for row in read_results(run)} == failures
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
