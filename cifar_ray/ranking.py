@@ -400,13 +400,14 @@ def verdict(
     if not best.models:
         return f"Every final training failed, so there is no verdict. {best.config}: {best.failed}."
     by_name = {one.b: one for one in comparisons if one.a == best.config}
+    lost = [one.config for one in summaries if not one.models]
     recipes = recipes or ({DEFAULT: "the default recipe"} if default else {})
     score, what = best.test_score(metric), METRIC_NAMES[metric]
     lack = _lack(best, metric)
 
     def against(other: str, name: str, tie: str) -> str:
         if other not in by_name:
-            return f"how it compares with {name} is unknown, since {lack}"
+            return f"how it compares with {name} is unknown, since {'its trainings failed' if other in lost else lack}"
         one = by_name[other]
         words = f"it beats {name}" if one.low > 0 else f"it is worse on test than {name}" if one.high < 0 else tie
         if not one.counts_seeds:
@@ -420,7 +421,7 @@ def verdict(
     elif default in others:
         tie = f"the search gained nothing measurable over {recipes[default]}"
         second.append(against(default, recipes[default], tie))
-    if others and others[0] != default:
+    if others and others[0] != default and others[0] not in lost:
         name = f"the runner-up, {recipes[others[0]]}" if others[0] in recipes else f"the runner-up {others[0]}"
         second.append(against(others[0], name, f"it cannot be told apart from {name}"))
     first += f", the best by mean validation {what}" if others else ""

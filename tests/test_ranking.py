@@ -327,6 +327,9 @@ def test_survivor_of_failed_seeds_ranks_below_all_that_are_whole() -> None:
     assert gone.failed == "0 of 2 seeds; 2 failed: non-finite loss"  # in other epochs
     assert ranking.verdict([lucky, gone], []).startswith("Take lucky: ")
     assert "(on 1 of 3 seeds; 2 failed: non-finite loss)" in ranking.verdict([lucky, gone], [])
+    said = ranking.verdict([whole, gone], [], default="gone", recipes={"gone": "the default recipe"})
+    assert said.endswith("How it compares with the default recipe is unknown, since its trainings failed.")
+    assert "runner-up" not in ranking.verdict([whole, gone], [])
     said = ranking.verdict([gone], [])
     assert said.startswith("Every final training failed") and "0 of 2 seeds; 2 failed: non-finite" in said
 
