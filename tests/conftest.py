@@ -15,10 +15,16 @@ import pytest
 
 from cifar_ray import command
 
+# Ray would start a session by itself for a test that forgot to ask for `hardware`.
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share the Ray session run in one process of pytest-xdist, one after another."""
+    """Tests that share the Ray session run one after another in one process of pytest-xdist.
+
+    So do those that share a run, which their files mark with a group of their own.
+    """
     for item in items:
         if "hardware" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("ray"))

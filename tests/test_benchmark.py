@@ -75,7 +75,7 @@ def test_each_model_is_timed_alone_on_the_whole_node(
     [(0, "small", "small"), (0, "head", "large"), (1, "small", "gpu"), (1, "gpu", "gpu"), (0, "gpu", "gpu")],
 )
 def test_models_are_timed_on_the_drivers_node_where_a_trial_fits_on_it(
-    monkeypatch: pytest.MonkeyPatch, gpus_per_trial: int, drivers_node: str, chosen: str
+    hardware: Any, monkeypatch: pytest.MonkeyPatch, gpus_per_trial: int, drivers_node: str, chosen: str
 ) -> None:
     nodes = {"head": {}, "small": {"CPU": 2.0}, "large": {"CPU": 16.0}, "gpu": {"CPU": 8.0, "GPU": 1.0}}
     entries = [{"NodeID": name, "Alive": True, "Resources": resources} for name, resources in nodes.items()]

@@ -25,7 +25,7 @@ import pytest
 import cifar_ray
 from cifar_ray import runtime
 
-pytestmark = pytest.mark.xdist_group("commands")
+pytestmark = pytest.mark.xdist_group("cluster")
 CHECKOUT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 SMALL = ["--space", "cnn", "--data", "digits", "--train-size", "300", "--trials", "2", "--max-epochs", "1"]

@@ -15,7 +15,7 @@ import pytest
 
 from cifar_ray.results import read_trials
 
-pytestmark = pytest.mark.xdist_group("commands")
+pytestmark = pytest.mark.xdist_group("resume")
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 CHECKOUT = Path(__file__).parent.parent
 DEADLINE_S = 240

@@ -14,7 +14,7 @@ from cifar_ray.config import Task
 from cifar_ray.settings import TrainSettings
 from cifar_ray.train_run import _named_models
 
-whole_commands = pytest.mark.xdist_group("commands")
+share_a_run = pytest.mark.xdist_group("train")
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -33,7 +33,7 @@ def read_results(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@whole_commands
+@share_a_run
 def test_presets_end_in_a_comparison_over_their_seeds(compared: Any) -> None:
     run, done = compared
     rows = read_results(run)
@@ -47,7 +47,7 @@ def test_presets_end_in_a_comparison_over_their_seeds(compared: Any) -> None:
     assert done.stderr == ""
 
 
-@whole_commands
+@share_a_run
 def test_a_saved_configuration_alone_trains_the_same_model_again(
     compared: Any, run_command: Command, tmp_path: Path
 ) -> None:

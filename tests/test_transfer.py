@@ -12,7 +12,7 @@ import pytest
 
 from cifar_ray.results import RunFolder, read_csv, read_json, read_trials
 
-whole_commands = pytest.mark.xdist_group("commands")
+share_a_run = pytest.mark.xdist_group("transfer")
 SHARED = Path(os.path.abspath(os.environ.get("CIFAR_RAY_SHARED", Path(__file__).resolve().parents[2] / "shared")))
 PETS, WEIGHTS = SHARED / "data" / "pet_breeds", SHARED / "weights" / "resnet18-tinyimagenet191.pth"
 
@@ -57,7 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple["subprocess.Completed
 
 
 @needs_shared
-@whole_commands
+@share_a_run
 def test_both_families_end_in_one_report(run: tuple["subprocess.CompletedProcess[str]", RunFolder]) -> None:
     done, folder = run
     assert done.returncode == 0, done.stdout + done.stderr
@@ -70,7 +70,7 @@ def test_both_families_end_in_one_report(run: tuple["subprocess.CompletedProcess
 
 
 @needs_shared
-@whole_commands
+@share_a_run
 def test_the_records_tell_the_weights_and_what_features_were_kept(
     run: tuple["subprocess.CompletedProcess[str]", RunFolder],
 ) -> None:
@@ -88,7 +88,7 @@ def test_the_records_tell_the_weights_and_what_features_were_kept(
 
 
 @needs_shared
-@whole_commands
+@share_a_run
 def test_a_saved_fine_tuning_needs_neither_its_weights_nor_its_images(
     run: tuple["subprocess.CompletedProcess[str]", RunFolder],
     tmp_path: Path,

@@ -20,7 +20,7 @@ from cifar_ray.config import load_trial_config
 from cifar_ray.data import load_data
 from cifar_ray.results import HISTORY_COLUMNS, RESULTS_COLUMNS, read_trials
 
-pytestmark = pytest.mark.xdist_group("commands")
+pytestmark = pytest.mark.xdist_group("tune")
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 ONE_RUN = ["--space", "cnn", "--data", "digits", "--train-size", "500", "--trials", "5", "--max-epochs", "3"]
 ONE_RUN += ["--finalists", "1", "--final-seeds", "2", "--name", "small"]
