@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -276,6 +277,52 @@ def trial_config(values: Any, source: str) -> TrialConfig:
         where = "/".join(str(part) for part in first["loc"]) or "configuration"
         given = f" (got {first['input']!r:.60})" if first["type"] != "missing" else ""
         raise InputError(f"{source}: {' '.join(where.split())}: {first['msg']}{given}") from None
+
+
+def with_values(config: TrialConfig, texts: Mapping[str, str], source: str) -> TrialConfig:
+    """Return a configuration in which some values are others.
+
+    Args:
+        config: stays as it is.
+        texts: by path, such as `model/dropout`, what :func:`from_text` makes a value of.
+        source: a name for messages.
+
+    Raises:
+        InputError: there is nothing at such a path, or the configuration is not valid with these values.
+    """
+    values = config.to_dict()
+    for path, text in texts.items():
+        holder, where = _holder(values, path)
+        key = path.removeprefix(f"{where}/")
+        if key not in holder:
+            raise InputError(f"{source}: {path}: no such key; {where or 'a configuration'} has {', '.join(holder)}")
+        holder[key] = from_text(text)
+    return trial_config(values, source) if texts else config
+
+
+def has_value(config: TrialConfig, path: str) -> bool:
+    """Whether there is anything at a path, such as `model/dropout`, of a configuration."""
+    holder, where = _holder(config.to_dict(), path)
+    return path.removeprefix(f"{where}/") in holder
+
+
+def _holder(values: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """The innermost dict on the way to a path, and the path of that dict."""
+    where: list[str] = []
+    for key in path.split("/")[:-1]:
+        if not isinstance(values.get(key), dict):
+            break
+        values = values[key]
+        where.append(key)
+    return values, "/".join(where)
+
+
+def from_text(text: str) -> Any:
+    """The value that a text stands for: what it is as JSON, else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def load_trial_config(path: Path) -> TrialConfig:

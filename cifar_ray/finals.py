@@ -44,6 +44,7 @@ def train_finals(place: Place, models: Sequence[FinalModel], shared: TrialSettin
     same seed a non-finite loss would come again.
     """
     run, console = place.folder, place.console
+    shared = replace(shared, patience=place.run.settings.patience)  # that of trials is for trials
     failures = {model.name: failure for model in models if (failure := run.failure(model.name))}
     for name, failure in failures.items():
         path = run.model(name) / FAILED
@@ -53,6 +54,9 @@ def train_finals(place: Place, models: Sequence[FinalModel], shared: TrialSettin
         console.line(f"            {num_saved} of {len(models)} final models are there already")
     if not missing:
         return
+    annealed = dict.fromkeys(model.config_name for model in missing if model.config.lr_schedule.anneals)
+    if shared.patience is not None and annealed:
+        console.line(f"patience    does not end {', '.join(annealed)}: the learning rate anneals to the last epoch")
     workers = Workers(min(place.slots, len(missing)) * place.workers, place.workers, place.resources)
     watch = FinalsWatch(run, console, len(missing), shared.max_epochs)
     resume: dict[str, bytes] = {}
@@ -81,10 +85,8 @@ def train_finals(place: Place, models: Sequence[FinalModel], shared: TrialSettin
             save_model(folder, message.weights, model.config, card)
         (folder / CHECKPOINT).unlink(missing_ok=True)
 
-    # A final training has no patience.
-    settings = replace(shared, patience=shared.max_epochs)
     try:
-        train_models(missing, settings, workers, place.storage, on_message, resume)
+        train_models(missing, shared, workers, place.storage, on_message, resume)
     finally:
         watch.events.close_all()
 
@@ -121,6 +123,7 @@ def model_card(
         "seed": model.seed_index,
         "training_seed": model.training_seed,
         "max_epochs": shared.max_epochs,
+        "patience": None if model.config.lr_schedule.anneals else shared.patience,
         "metric": shared.metric,
         "workers": workers,
         "data": {

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
+from typing import Literal
 
 import numpy as np
 import ray
@@ -21,6 +22,7 @@ from cifar_ray.pretrained import Pretrained, put_weights
 from cifar_ray.progress import Console, duration
 from cifar_ray.results import Row
 from cifar_ray.runtime import output_to_file, ray_session, temporary_folder
+from cifar_ray.settings import RunSettings
 from cifar_ray.trial import TrialSettings, measure_speed
 from cifar_ray.worker import FinalModel
 
@@ -47,6 +49,8 @@ def started(
             console.line(f"this run has come to its end: {run.folder.report_html}")
             yield None
             return
+        if run.settings.set:
+            console.line(f"set         {', '.join(run.settings.set)}")
         data = load_run_data(run, source, console, auto_image_size(configs))
         folder = stack.enter_context(temporary_folder())
         stack.enter_context(output_to_file(folder / RAY_LOG))
@@ -150,22 +154,32 @@ def make_task(place: Place, data: DataSplits, backbones: tuple[str, ...] = Task.
     Raises:
         InputError: it does not.
     """
+    device: Literal["cpu", "cuda"] = "cuda" if place.resources["GPU"] else "cpu"
+    task = task_of(data, place.run.settings, device, backbones)
+    # The task first: on another kind of device the data may be another too, since images come at another size.
+    place.run.check_unchanged(**{"the task": asdict(task), "data": data.fingerprint})
+    return task
+
+
+def task_of(
+    data: DataSplits,
+    settings: RunSettings,
+    device: Literal["cpu", "cuda"],
+    backbones: tuple[str, ...] = Task.backbones,
+) -> Task:
     num_train, channels, image_size, _ = data.train.images.shape
     sizes = np.bincount(data.train.labels)
-    task = Task(
+    return Task(
         num_classes=len(data.class_names),
         channels=channels,
         image_size=image_size,
         num_train=num_train,
-        device="cuda" if place.resources["GPU"] else "cpu",
+        device=device,
         flips=data.flips,
         imbalance=float(sizes.max() / sizes.min()),
-        weights=place.run.settings.weights or "DEFAULT",
+        weights=settings.weights or "DEFAULT",
         backbones=backbones,
     )
-    # The task first: on another kind of device the data may be another too, since images come at another size.
-    place.run.check_unchanged(**{"the task": asdict(task), "data": data.fingerprint})
-    return task
 
 
 def make_workload(place: Place, data: DataSplits, max_epochs: int, seeds: int) -> Workload:

@@ -119,7 +119,7 @@ class StudySearcher(Searcher):
         self.pool: Pool | None = None
         self.num_slots = 1
         if not study.trials and space.default is not None:
-            study.enqueue_trial(space.default(task))
+            study.enqueue_trial(space.default_params(task))
 
     @property
     def _usable(self) -> int:

@@ -71,6 +71,13 @@ def _run_name(text: str) -> str:
     return text
 
 
+def _key_and_value(text: str) -> str:
+    key, _, value = text.partition("=")
+    if not key or not value:
+        raise ValueError(f"must be KEY=VALUE such as model/dropout=0.2, not {text!r}")
+    return text
+
+
 def _image_size(text: str) -> int | None:
     size = None if text == "auto" else at_least(1)(text)
     if size is not None and size > LARGEST_IMAGE:
@@ -108,8 +115,8 @@ class RunSettings:
 
     groups: ClassVar[dict[str, tuple[str, ...]]] = {
         "what to search or train": (
-            *("space", "preset", "config", "metric", "trials", "max_epochs", "finalists", "final_seeds", "seeds"),
-            *("sampler", "weights", "seed"),
+            *("space", "preset", "config", "set", "metric", "trials", "max_epochs", "finalists", "final_seeds", "seeds"),
+            *("patience", "sampler", "weights", "seed", "show"),
         ),
         "on what data": ("data", "data_dir", "train_size", "image_size", "skip_bad_images"),
         "limits": ("time_budget", "max_params", "dry_run"),
@@ -139,6 +146,20 @@ class RunSettings:
         _weights,
         "NAME|PATH",
     )
+    set: tuple[str, ...] = flag(
+        (),
+        "give all configurations this value, such as model/dropout=0.2 or optimizer/name=adamw, and do not search it; "
+        "may be given several times",
+        _key_and_value,
+        "KEY=VALUE",
+    )
+    patience: int | None = flag(
+        None,
+        "end a final training after so many epochs without a better validation metric, and keep its best weights; for "
+        "schedules that do not anneal: constant, plateau, and step after its last drop (default: none)",
+        at_least(1),
+        "N",
+    )
     cpus_per_trial: int = flag(1, "CPUs of each worker of a trial or of a final training", at_least(1), "N")
     gpus_per_trial: int | None = flag(
         None, "GPUs of each, 0 or 1 (default: auto, 1 where there are GPUs)", _gpus_per_trial, "auto|N"
@@ -154,6 +175,11 @@ class RunSettings:
     address: str | None = flag(
         None, "join the Ray cluster at this address (auto or HOST:PORT) instead of using this machine alone", _not_empty
     )
+
+    @property
+    def fixed(self) -> dict[str, str]:
+        """The texts of `--set` by their keys."""
+        return {key: value for key, _, value in (text.partition("=") for text in self.set)}
 
     @property
     def workers_flag(self) -> str:
@@ -227,6 +253,7 @@ class TrainSettings(RunSettings):
         None, "epochs of each training (default: those of the first --config, else 30)", at_least(1), "N"
     )
     seeds: int = flag(3, "seeds of each configuration", at_least(1), "N")
+    show: bool = flag(False, "print the configurations as JSON, for --config; train nothing")
     workers: int = flag(1, "workers that train each model together", at_least(1), "N")
 
     @property

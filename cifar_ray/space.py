@@ -2,12 +2,13 @@
 
 import hashlib
 import importlib.util
+import math
 import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import optuna
 from optuna.distributions import CategoricalDistribution
 
-from cifar_ray.config import InputError, Task, TrialConfig, trial_config
+from cifar_ray.config import InputError, Task, TrialConfig, from_text, has_value, trial_config, with_values
 from cifar_ray.hparams import Domain
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # it tells of every study that is made only to draw from it
@@ -33,23 +34,53 @@ class Space:
     """Of its file and those that it imports: a run is not taken up again with others."""
     file: str = ""
     """For messages."""
+    fixed: Mapping[str, str] = field(default_factory=dict)
+    """Texts of `--set` by key. A parameter of that name is not drawn but has this value; where a configuration draws no
+    such parameter, what stands at that path gets it."""
+
+    @property
+    def _source(self) -> str:
+        fixed = ", ".join(f"{key}={text}" for key, text in self.fixed.items())
+        return f"space {self.name}{fixed and f' with --set {fixed}'}"
 
     def config(self, trial: optuna.Trial | optuna.trial.FixedTrial, task: Task) -> TrialConfig:
-        """Draw a configuration. Raises InputError where the space's code is wrong."""
+        """Draw a configuration. Raises InputError where the space's code is wrong, or what `fixed` gives it."""
+        fixing = _Fixing(trial, self.fixed)
         try:
-            values = self.draw(trial, task)
+            values = self.draw(fixing if self.fixed else trial, task)
+        except InputError:
+            raise
         except Exception as error:
             raise self._told(error) from error
-        return trial_config(values, f"space {self.name}")
+        config = trial_config(values, self._source)
+        others = {key: text for key, text in self.fixed.items() if key not in fixing.met and has_value(config, key)}
+        return with_values(config, others, self._source)
 
     def default_config(self, task: Task) -> TrialConfig:
-        """The configuration of trial 0.
+        """The configuration of trial 0. Raises as :meth:`default_params`."""
+        return self._default(task)[1]
+
+    def default_params(self, task: Task) -> dict[str, Any]:
+        """Parameter values of trial 0, but of those that are fixed; none for a space without a `default`.
+
+        Of parameters that are drawn only because of what is fixed, such as the learning rate of another optimizer, it
+        has the first choice or the middle of the range.
 
         Raises:
             InputError: `default` does not give the values of just those parameters that the space then draws.
         """
+        return self._default(task)[0]
+
+    def _default(self, task: Task) -> tuple[dict[str, Any], TrialConfig]:
         if self.default is None:
-            return load_space("cnn").default_config(task)
+            return {}, replace(load_space("cnn"), fixed=self.fixed).default_config(task)
+        if self.fixed:
+            params, _ = replace(self, fixed={})._default(task)
+            study = optuna.create_study(sampler=_Middle())
+            study.enqueue_trial({name: value for name, value in params.items() if name not in self.fixed})
+            trial = study.ask()
+            config = self.config(trial, task)
+            return trial.params, config
         try:
             params = self.default(task)
         except Exception as error:
@@ -76,10 +107,75 @@ class Space:
             raise InputError(
                 f"{where} gives {_names(unknown)}, which the space does not draw then: correct it ({self.file})"
             )
-        return config
+        return params, config
 
     def _told(self, error: Exception) -> InputError:
-        return InputError(f"space {self.name}: {type(error).__name__}: {one_line(error)} ({_place(error, self.file)})")
+        return InputError(f"{self._source}: {type(error).__name__}: {one_line(error)} ({_place(error, self.file)})")
+
+
+class _Fixing:
+    """A trial of which some parameters are not drawn, since they have a value already: no study hears of them."""
+
+    def __init__(self, trial: optuna.Trial | optuna.trial.FixedTrial, fixed: Mapping[str, str]) -> None:
+        self._trial = trial
+        self._fixed = fixed
+        self.met: set[str] = set()
+        """Those that the space asked for."""
+
+    def __getattr__(self, attribute: str) -> Any:
+        of_trial = getattr(self._trial, attribute)
+        if not attribute.startswith("suggest_"):
+            return of_trial
+
+        def suggest(name: str, *args: Any, **options: Any) -> Any:
+            if name not in self._fixed:
+                return of_trial(name, *args, **options)
+            self.met.add(name)
+            text = self._fixed[name]
+            if attribute == "suggest_categorical":
+                return _choice(name, text, *args, **options)
+            return _number(name, text, whole=attribute == "suggest_int")
+
+        return suggest
+
+
+def _choice(name: str, text: str, choices: Sequence[Any]) -> Any:
+    """The choice that a text stands for; where all of them are numbers, it may be another number."""
+    value = from_text(text)
+    for choice in choices:
+        if choice == text or (choice == value and isinstance(choice, bool) == isinstance(value, bool)):
+            return choice
+    if all(map(_is_number, [*choices, value])):
+        return value
+    raise InputError(f"--set: {name}={text}: must be one of {', '.join(map(str, choices))}")
+
+
+def _number(name: str, text: str, whole: bool) -> int | float:
+    value = from_text(text)
+    if not _is_number(value) or (whole and not isinstance(value, int)):
+        raise InputError(f"--set: {name}={text}: must be a {'whole ' * whole}number")
+    return value if whole else float(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+class _Middle(optuna.samplers.BaseSampler):
+    """Takes the first of several choices, and the middle of a range."""
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
+        return {}
+
+    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        if isinstance(param_distribution, CategoricalDistribution):
+            return param_distribution.choices[0]
+        low, high, step = param_distribution.low, param_distribution.high, param_distribution.step
+        middle = math.sqrt(low * high) if param_distribution.log else (low + high) / 2
+        return type(low)(low + (middle - low) // step * step if step else middle)
 
 
 def load_spaces(names: str) -> list[Space]:
@@ -161,8 +257,7 @@ def sample_space(space: Space, task: Task, num_samples: int) -> list[tuple[optun
     """
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     if space.default is not None:
-        space.default_config(task)  # to tell what is wrong with it
-        study.enqueue_trial(space.default(task))
+        study.enqueue_trial(space.default_params(task))
     trials = [study.ask() for _ in range(num_samples + 1)]
     configs = [space.config(trial, task) for trial in trials]
     drawn = list(zip(study.get_trials(deepcopy=False), configs, strict=True))  # each copy would be of all trials
@@ -174,6 +269,31 @@ def sample_space(space: Space, task: Task, num_samples: int) -> list[tuple[optun
                 f"choose among names or numbers, and look the value up ({space.file})"
             )
     return drawn
+
+
+def check_fixed(space: Space, task: Task, samples: Sequence[tuple[optuna.trial.FrozenTrial, TrialConfig]]) -> None:
+    """Refuse a key of `space.fixed` that the space draws no parameter for, and its configurations have no value of.
+
+    Args:
+        space: with what is fixed.
+        task: what its `samples` were drawn for.
+        samples: as of :func:`sample_space`; many enough to meet every parameter.
+
+    Raises:
+        InputError: there is such a key; the message says which ones there are.
+    """
+    for key, text in space.fixed.items():
+        if any(has_value(config, key) for _, config in samples):
+            continue
+        others = {other: value for other, value in space.fixed.items() if other != key}
+        drawn = param_domains(trial for trial, _ in sample_space(replace(space, fixed=others), task, len(samples)))
+        if key in drawn:
+            continue
+        try:
+            with_values(samples[0][1], {key: text}, "--set")
+        except InputError as error:
+            alike = [name for name in drawn if name.split("/")[0] == key.split("/")[0]] or drawn
+            raise InputError(f"{error}; space {space.name} draws {', '.join(alike)}") from None
 
 
 def param_domains(trials: Iterable[optuna.trial.FrozenTrial]) -> dict[str, Domain]:

@@ -1,16 +1,18 @@
 """What `python -m cifar_ray.train` does: train named models over several seeds, evaluate and report them."""
 
+import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
+import torch
 
 from cifar_ray import pipeline
-from cifar_ray.config import InputError, ResNetConfig, Task, TrialConfig, load_trial_config, trial_config
-from cifar_ray.data import DataSplits
+from cifar_ray.config import InputError, ResNetConfig, Task, TrialConfig, load_trial_config, trial_config, with_values
+from cifar_ray.data import DataSplits, load_data
 from cifar_ray.launch import Place, Run, check_batch_sizes
 from cifar_ray.presets import PRESETS, preset
 from cifar_ray.progress import duration
@@ -38,8 +40,12 @@ def train(settings: TrainSettings) -> int:
     names = [*settings.preset, *(one.name for one in saved)]
     if double := next((name for name in names if names.count(name) > 1), None):
         raise InputError(f"--preset, --config: two models are called {double}; give one only, or copy its file")
+    if settings.patience is not None and settings.resume is None:
+        _check_patience(_named_configs(settings, pipeline.NO_DATA, saved))
     settings = _with_defaults_of(settings, saved[0].card if saved else {})
-    configs = [preset(name, pipeline.NO_DATA) for name in settings.preset] + [one.config for one in saved]
+    configs = _named_configs(settings, pipeline.NO_DATA, saved).values()
+    if settings.show:
+        return _show(settings, saved)
     run = Run(settings, "train", "-".join(["train", *names])[:40])
     run.check_unchanged(**{str(one.path): one.config.to_dict() for one in saved})
     with pipeline.started(run, "training", str(settings.data), configs) as opened:
@@ -78,7 +84,7 @@ def _train(place: Place, data: DataSplits, settings: TrainSettings, saved: Seque
         data=[ray.put(data.training_arrays())],
         num_classes=task.num_classes,
         max_epochs=settings.max_epochs,
-        patience=settings.max_epochs,
+        patience=settings.patience,
         metric=str(settings.metric),
         num_threads=settings.cpus_per_trial,
         pretrained=pipeline.share_weights(place, configs.values()),
@@ -108,7 +114,37 @@ def _with_defaults_of(settings: TrainSettings, card: dict[str, Any]) -> TrainSet
         data=settings.data or DEFAULT_DATA,
         max_epochs=settings.max_epochs or card.get("max_epochs", DEFAULT_MAX_EPOCHS),
         metric=settings.metric or card.get("metric", DEFAULT_METRIC),
+        patience=settings.patience or card.get("patience"),
     )
+
+
+def _check_patience(configs: dict[str, TrialConfig]) -> None:
+    for name, config in configs.items():
+        if config.lr_schedule.anneals:
+            raise InputError(
+                f"--patience: the learning rate of {name} anneals to the last epoch ({config.lr_schedule.name}), and "
+                "ending before that would cut it short; leave it out, or give --set lr_schedule/name=constant"
+            )
+
+
+def _show(settings: TrainSettings, saved: Sequence[_Saved]) -> int:
+    """Print the configurations, those of presets for the images of `--data`."""
+    task = pipeline.NO_DATA  # its images are as those of cifar10, which need not be downloaded for that
+    device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() and settings.gpus_per_trial != 0 else "cpu"
+    if settings.preset and (settings.data, settings.image_size) != ("cifar10", None):
+        configs = _named_configs(settings, task, saved).values()
+        data = load_data(
+            str(settings.data),
+            train_size=settings.train_size,
+            image_size=settings.image_size,
+            data_dir=settings.data_dir,
+            skip_bad_images=settings.skip_bad_images,
+            auto_size=pipeline.auto_image_size(configs),
+        )
+        task = pipeline.task_of(data, settings, device)
+    for config in _named_configs(settings, replace(task, device=device), saved).values():
+        print(json.dumps(config.to_dict(), indent=2))
+    return 0
 
 
 def _named_models(settings: TrainSettings, task: Task, saved: Sequence[_Saved]) -> list[FinalModel]:
@@ -116,14 +152,21 @@ def _named_models(settings: TrainSettings, task: Task, saved: Sequence[_Saved]) 
 
     The first seed of a saved model is the one that it was trained with.
     """
-    named: list[tuple[str, TrialConfig, int | None]] = [(name, preset(name, task), None) for name in settings.preset]
-    named += [(one.name, one.config, one.card.get("training_seed")) for one in saved]
-    named = [(name, _with_weights(name, config, settings.weights), recorded) for name, config, recorded in named]
+    recorded = {one.name: one.card.get("training_seed") for one in saved}
     return [
-        FinalModel(name, None, seed_index, _training_seed(settings.seed, name, seed_index, recorded), config)
-        for name, config, recorded in named
-        for seed_index in range(settings.seeds)
+        FinalModel(name, None, index, _training_seed(settings.seed, name, index, recorded.get(name)), config)
+        for name, config in _named_configs(settings, task, saved).items()
+        for index in range(settings.seeds)
     ]
+
+
+def _named_configs(settings: TrainSettings, task: Task, saved: Sequence[_Saved]) -> dict[str, TrialConfig]:
+    """What `--preset` and `--config` name, with what `--weights` and `--set` change."""
+    configs = {name: preset(name, task) for name in settings.preset} | {one.name: one.config for one in saved}
+    return {
+        name: with_values(_with_weights(name, config, settings.weights), settings.fixed, f"--set: {name}")
+        for name, config in configs.items()
+    }
 
 
 def _with_weights(name: str, config: TrialConfig, weights: str | None) -> TrialConfig:

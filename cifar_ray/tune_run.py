@@ -23,7 +23,7 @@ from cifar_ray.progress import duration
 from cifar_ray.results import write_trials
 from cifar_ray.search import Limits, StudySearcher, TrialCheckpoint, count_config_params, run_search
 from cifar_ray.settings import TuneSettings
-from cifar_ray.space import Space, load_spaces, param_domains, sample_space
+from cifar_ray.space import Space, check_fixed, load_spaces, param_domains, sample_space
 from cifar_ray.study import Record, finalists, mend_journal, open_study, study_records, trial_seed
 from cifar_ray.trial import TrialSettings
 from cifar_ray.watch import SearchWatch
@@ -43,7 +43,7 @@ NUM_SHOWN = 5
 
 def tune(settings: TuneSettings) -> int:
     """Run `python -m cifar_ray.tune`; return its exit code. Raises InputError, and then leaves no run folder."""
-    spaces = load_spaces(settings.space)
+    spaces = [replace(space, fixed=settings.fixed) for space in load_spaces(settings.space)]
     names = [space.name for space in spaces]
     backbones = backbones_with(settings.weights or "DEFAULT")
     provisional = replace(pipeline.NO_DATA, weights=settings.weights or "DEFAULT", backbones=backbones)
@@ -61,6 +61,7 @@ def _tune(
     task = pipeline.make_task(place, data, backbones)
     samples = [sample_space(space, task, NUM_SAMPLES) for space in spaces]
     for space, drawn in zip(spaces, samples, strict=True):
+        check_fixed(space, task, drawn)
         check_batch_sizes(place, ((f"as in space {space.name}", config) for _, config in drawn))
     shared = TrialSettings(
         data=[ray.put(data.training_arrays())],

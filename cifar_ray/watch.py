@@ -160,6 +160,7 @@ class FinalsWatch:
         self.run = run
         self.console = console
         self.num_models = num_models
+        self.max_epochs = max_epochs
         self.num_epochs = num_models * max_epochs
         self.first_epoch_at: float | None = None
         self.epochs_done = 0
@@ -175,6 +176,8 @@ class FinalsWatch:
     def epoch_ended(self, name: str, row: Row) -> None:
         self.events.epoch(self.run.model(name), row)
         self.epochs_done += 1
+        if row["finished"]:  # perhaps by its patience
+            self.num_epochs -= self.max_epochs - row["epoch"]
         parts = [f"finals {self.models_done}/{self.num_models}", f"epoch {self.epochs_done}/{self.num_epochs}"]
         if self.first_epoch_at is None:
             self.first_epoch_at = time.monotonic()  # what came before was start-up and tells nothing of the rate

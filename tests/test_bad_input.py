@@ -128,6 +128,41 @@ def test_a_train_size_that_the_data_does_not_allow_is_refused(refused: Refused) 
     )
 
 
+# ---- configurations ----
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--set", "model/dropout"], "--set: must be KEY=VALUE such as model/dropout=0.2, not 'model/dropout'"),
+        (["--set", "model/dropout=1.5"], "--set: mish-cnn: model/dropout: Input should be less than 1 (got 1.5)"),
+        (["--set", "model/dropuot=0.2"], "--set: mish-cnn: model/dropuot: no such key; model has widths, blocks, "),
+        # One of two models has no such value.
+        (
+            ["--preset", "resnet18-scratch", "--set", "model/norm=none"],
+            "--set: resnet18-scratch: model/norm: no such key; model has backbone, weights, ",
+        ),
+        (
+            ["--preset", "simple-cnn", "--patience", "3"],
+            "--patience: the learning rate of mish-cnn anneals to the last epoch (one_cycle), and ending before that "
+            "would cut it short; leave it out, or give --set lr_schedule/name=constant",
+        ),
+        (
+            ["--set", "lr_schedule/name=cosine", "--patience", "3"],
+            "--patience: the learning rate of mish-cnn anneals to the last epoch (cosine), ",
+        ),
+        (["--patience", "0"], "--patience: must be a whole number of at least 1, not '0'"),
+    ],
+)
+def test_what_the_named_models_cannot_have_is_refused(refused: Refused, flags: list[str], message: str) -> None:
+    assert refused("train", "--preset", "mish-cnn", *DIGITS, *flags).startswith(message)
+
+
+def test_a_value_that_a_space_cannot_have_is_refused(refused: Refused) -> None:
+    line = refused("tune", *DIGITS, "--set", "optimizer/name=adma")
+    assert line == "--set: optimizer/name=adma: must be one of sgd, adamw, muon"
+
+
 # ---- where the run is to lie ----
 
 
@@ -283,6 +318,12 @@ def test_devices_that_there_are_not_are_refused(refused_by_ray: Refused) -> None
     assert line.startswith("--gpus-per-trial: 64 GPUs are more than the ") and line.endswith(" there are")
     line = refused_by_ray("tune", *DIGITS, "--cpus-per-trial", "3", "--gpus-per-trial", "0")
     assert line.startswith("--cpus-per-trial: no node has 3 CPUs for a trial (2 CPUs, ")
+
+
+def test_a_key_that_a_space_does_not_know_is_refused(refused_by_ray: Refused) -> None:
+    line = refused_by_ray("tune", *DIGITS, "--set", "model/stage3/kernel_size=3", "--set", "model/depth=3")
+    assert line.startswith("--set: model/depth: no such key; model has widths, ")
+    assert "; space cnn draws model/stages, model/blocks, " in line
 
 
 def test_more_workers_than_there_are_are_refused(refused_by_ray: Refused) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cifar_ray.config import InputError, TrialConfig, load_trial_config, trial_config
+from cifar_ray.config import InputError, TrialConfig, has_value, load_trial_config, trial_config, with_values
 
 UNUSUAL: dict[str, Any] = {
     "family": "cnn",
@@ -267,3 +267,60 @@ def test_what_is_wrong_with_a_resnet_is_told_with_its_key(model: dict[str, Any],
 def test_a_model_belongs_to_its_family() -> None:
     assert told({"family": "resnet"}).startswith("here: configuration: Value error, family resnet needs a model")
     assert told({"family": "cnn", "model": {"backbone": "resnet18"}}).startswith("here: model/backbone: ")
+
+
+# ---- values by their paths ----
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "value"),
+    [
+        ("model/dropout", "0.3", 0.3),
+        ("model/widths", "[8, 16]", [8, 16]),
+        ("model/residual", "false", False),
+        ("model/residual", "False", False),
+        ("model/norm", "none", "none"),
+        ("optimizer/name", "sgd", "sgd"),
+        ("optimizer/lr", "1e-3", 1e-3),
+        ("image_size", "null", None),
+        ("batch_size", "32", 32),
+        ("augment", '{"cutout": 4}', {"crop_padding": 0, "flip": "none", "cutout": 4}),
+    ],
+)
+def test_a_value_is_changed_by_its_path_and_all_else_stays(path: str, text: str, value: Any) -> None:
+    before = trial_config(UNUSUAL, "here")
+    expected: dict[str, Any] = json.loads(json.dumps(UNUSUAL))
+    *parents, key = path.split("/")
+    (expected[parents[0]] if parents else expected)[key] = value
+    assert with_values(before, {path: text}, "here").to_dict() == expected
+    assert before.to_dict() == UNUSUAL
+
+
+def test_values_that_are_valid_together_are_changed_together() -> None:
+    texts = {"model/widths": "[8]", "model/blocks": "[1]", "model/kernel_sizes": "[3]"}
+    assert with_values(TrialConfig(), texts, "here").to_dict()["model"]["widths"] == [8]
+    with pytest.raises(InputError, match=r"here: model: .* one entry per stage"):
+        with_values(TrialConfig(), {"model/widths": "[8]"}, "here")
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "message"),
+    [
+        ("model/dropuot", "1", "model/dropuot: no such key; model has widths, blocks, whitening, init, "),
+        ("dropout", "1", "dropout: no such key; a configuration has family, model, image_size, optimizer, "),
+        ("modle/dropout", "1", "modle/dropout: no such key; a configuration has family, model, "),
+        ("model/dropout/rate", "1", "model/dropout/rate: no such key; model has widths, "),
+        ("optimizer/", "1", "optimizer/: no such key; optimizer has name, lr, weight_decay, momentum, lookahead"),
+        ("optimizer/name", "adma", "optimizer/name: Input should be 'sgd', 'adamw' or 'muon' (got 'adma')"),
+        ("optimizer/lr", "fast", "optimizer/lr: Input should be a valid number, unable to parse string as a number"),
+        ("optimizer/lr", "NaN", "optimizer/lr: Input should be "),
+        ("model/dropout", "1", "model/dropout: Input should be less than 1 (got 1)"),
+        ("model/dropout", "NaN", "model/dropout: Input should be "),
+        ("model/widths", "8,16", "model/widths: Input should be a valid list (got '8,16')"),
+    ],
+)
+def test_a_path_that_leads_nowhere_and_a_value_that_is_none_are_told(path: str, text: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        with_values(TrialConfig(), {path: text}, "here")
+    assert str(caught.value).startswith(f"here: {message}")
+    assert has_value(TrialConfig(), path) == ("no such key" not in message)

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from cifar_ray import search
 from cifar_ray.config import Task, trial_config
 from cifar_ray.loop import DeviceData, run_experiment
 from cifar_ray.results import TRIAL_SECONDS, slot_seconds
-from cifar_ray.space import Space
+from cifar_ray.space import Space, load_space
 from cifar_ray.study import RECORD, finalists, open_study, study_records, trial_seed
 from cifar_ray.trial import REPORT_EVERY_S, ROWS, TrialSettings, load_device_data, reset_process, rungs
 
@@ -80,10 +81,10 @@ def run_search(
     return study, recorder
 
 
-def reopen(tmp_path: Path) -> optuna.Study:
+def reopen(tmp_path: Path, name: str = "given") -> optuna.Study:
     """The study as another program sees it."""
     backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.journal"))
-    return optuna.load_study(study_name="given", storage=optuna.storages.JournalStorage(backend))
+    return optuna.load_study(study_name=name, storage=optuna.storages.JournalStorage(backend))
 
 
 @pytest.fixture(scope="module")
@@ -333,6 +334,24 @@ def test_a_killed_search_goes_on_with_what_was_running_under_its_number_and_para
     assert [trial.params for trial in trials[:4]] == before and trials[2].params == {"unused": value}
     assert trials[3].state is TrialState.PRUNED
     assert trials[2].intermediate_values[1] == 0.25  # what it had reported before stays
+
+
+def test_what_is_fixed_is_in_every_trial_of_a_search_and_in_no_parameter_of_its_study(tmp_path: Path) -> None:
+    space = replace(load_space("cnn"), fixed={"model/dropout": "0.35", "optimizer/name": "adamw", "tta": "flip"})
+    study, recorder = open_study(tmp_path / "study.journal", "cnn", "tpe", seed=0), Recorder()
+    searcher = search.StudySearcher(study, space, TASK, 5, 0, recorder, search.Limits())
+    searcher.num_slots = 5
+    configs = []
+    for name in "abcde":
+        drawn = searcher.suggest(name)
+        assert isinstance(drawn, dict)
+        configs.append(trial_config(drawn["config"], name))
+    assert configs[0] == space.default_config(TASK)
+    assert {(c.model.dropout, c.optimizer.name, c.tta) for c in configs} == {(0.35, "adamw", "flip")}
+    assert len({c.batch_size for c in configs}) > 1
+    for trial in reopen(tmp_path, "cnn").trials:
+        assert {"model/dropout", "optimizer/name", "tta"}.isdisjoint(trial.params)
+        assert {"optimizer/adamw_lr", "model/norm"} <= trial.params.keys()
 
 
 def test_asha_remembers_the_trials_of_an_earlier_session(tmp_path: Path) -> None:

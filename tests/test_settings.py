@@ -98,10 +98,28 @@ def test_weights_are_not_empty() -> None:
         parse_flags(TrainSettings, "train", ["--weights", ""])
 
 
+def test_values_are_set_by_key_and_what_is_no_such_pair_is_refused() -> None:
+    flags = ["--set", "model/dropout=0.2", "--set", "optimizer/name=adamw", "--set", "model/dropout=0.3"]
+    settings = TuneSettings(**parse_flags(TuneSettings, "tune", [*flags, "--set", "model/weights=a=b"]))
+    assert settings.fixed == {"model/dropout": "0.3", "optimizer/name": "adamw", "model/weights": "a=b"}
+    assert TrainSettings().fixed == {}
+    for text in ("model/dropout", "=0.2", "model/dropout=", ""):
+        with pytest.raises(InputError) as error:
+            parse_flags(TrainSettings, "train", ["--set", text])
+        assert str(error.value) == f"--set: must be KEY=VALUE such as model/dropout=0.2, not {text!r}"
+
+
 @pytest.fixture
 def begun(tmp_path: Path) -> TuneSettings:
     """The settings of a run whose run.json lies in `tmp_path/runs/begun`."""
-    settings = TuneSettings(data="digits", trials=7, time_budget=90.0, data_dir=tmp_path, runs_dir=tmp_path / "runs")
+    settings = TuneSettings(
+        data="digits",
+        trials=7,
+        time_budget=90.0,
+        data_dir=tmp_path,
+        runs_dir=tmp_path / "runs",
+        set=("model/dropout=0.2", "batch_size=32"),
+    )
     record = {"kind": "tune", "settings": dataclasses.asdict(settings)}
     write_json(tmp_path / "runs" / "begun" / "run.json", record)
     return settings
@@ -136,6 +154,11 @@ def test_the_settings_of_a_training_come_back_with_their_types(tmp_path: Path) -
         (["--data", "cifar10"], "--data: cifar10 contradicts digits"),
         (["--name", "other"], "--name: other contradicts begun"),
         (["--dry-run"], "--dry-run: True contradicts False"),
+        (
+            ["--set", "batch_size=64"],
+            r"--set: \('batch_size=64',\) contradicts \('model/dropout=0.2', 'batch_size=32'\)",
+        ),
+        (["--patience", "3"], "--patience: 3 contradicts None"),
     ],
 )
 def test_flags_that_contradict_a_resumed_run_are_refused(

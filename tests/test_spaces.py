@@ -5,6 +5,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import optuna
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 from cifar_ray.config import InputError, Task, TrialConfig, trial_config
 from cifar_ray.models import build_model, count_params
-from cifar_ray.space import Space, load_space, load_spaces, sample_space
+from cifar_ray.space import Space, check_fixed, load_space, load_spaces, sample_space
 
 SPACES = ["cnn", "resnet"]
 TASKS = [
@@ -202,6 +203,144 @@ def test_sampling_a_space_does_not_copy_all_samples_for_each_of_them(monkeypatch
     assert [trial.number for trial, _ in drawn] == list(range(21))
     assert drawn[0][0].params == load_space("cnn").default(TASKS[0])
     assert num_copied <= len(drawn)
+
+
+# ---- what is fixed ----
+
+PLAIN = TASKS[4]  # colour images of 32 pixels on a CPU
+
+
+def fixed(name: str, *settings: str) -> Space:
+    return replace(load_space(name), fixed=dict(setting.split("=", 1) for setting in settings))
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "seen"),
+    [
+        ("cnn", "model/dropout=0.15", lambda config: config.model.dropout == 0.15),
+        ("cnn", "model/dropout=0.35", lambda config: config.model.dropout == 0.35),  # outside the space's range
+        ("cnn", "optimizer/name=adamw", lambda config: config.optimizer.name == "adamw"),
+        ("cnn", "model/residual=true", lambda config: config.model.residual),
+        ("cnn", "model/stages=2", lambda config: len(config.model.widths) == 2),  # no value of a configuration
+        ("cnn", "model/stage2/kernel_size=5", lambda config: config.model.kernel_sizes[1] == 5),
+        ("cnn", "model/blocks=1", lambda config: set(config.model.blocks) == {1}),
+        ("cnn", "batch_size=256", lambda config: config.batch_size == 256),
+        ("cnn", "model/init=kaiming", lambda config: config.model.init == "kaiming"),  # no parameter of the space
+        ("cnn", "lr_schedule/warmup=0.1", lambda config: config.lr_schedule.warmup == 0.1),
+        ("resnet", "model/finetune=head", lambda config: config.trains_head_only),
+        (
+            "resnet",
+            "model/head=256",
+            lambda config: config.model.head_hidden == [256],
+        ),  # a name that looks like a number
+    ],
+)
+def test_what_is_fixed_is_not_drawn_and_stands_in_every_configuration(name: str, setting: str, seen: Any) -> None:
+    space, key = fixed(name, setting), setting.partition("=")[0]
+    drawn = sample_space(space, PLAIN, 30)
+    assert all(seen(config) for _, config in drawn)
+    assert not any(key in trial.params for trial, _ in drawn)
+    assert len({str(trial.params) for trial, _ in drawn}) > 20  # all else is drawn as before
+    check_fixed(space, PLAIN, drawn)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "lost", "more"),
+    [
+        ("cnn", ["model/dropout=0.1"], {"model/dropout"}, {}),
+        ("cnn", ["model/init=kaiming"], set(), {}),
+        (
+            "cnn",
+            ["optimizer/name=adamw"],
+            {"optimizer/name", "optimizer/sgd_lr", "optimizer/sgd_weight_decay"},
+            {"optimizer/adamw_lr": (5e-4 * 2e-2) ** 0.5, "optimizer/adamw_weight_decay": (1e-3 * 0.2) ** 0.5},
+        ),
+        (
+            "cnn",
+            ["model/norm=evonorm_s0"],
+            {f"model/{it}" for it in ("norm", "activation", "norm_placement", "pool_placement")},
+            {},
+        ),
+        ("cnn", ["model/stages=4"], {"model/stages"}, {"model/stage4/kernel_size": 3}),
+    ],
+)
+def test_trial_0_has_what_is_fixed_and_of_what_it_then_lacks_the_middle(
+    name: str, settings: list[str], lost: set[str], more: dict[str, Any]
+) -> None:
+    space = fixed(name, *settings)
+    assert space.default is not None
+    expected = {key: value for key, value in space.default(PLAIN).items() if key not in lost} | more
+    assert space.default_params(PLAIN) == pytest.approx(expected)
+    assert sample_space(space, PLAIN, 1)[0] == (ANY, space.default_config(PLAIN))
+    assert space.default_config(PLAIN) == space.config(optuna.trial.FixedTrial(space.default_params(PLAIN)), PLAIN)
+
+
+def test_the_middle_of_a_range_is_a_value_of_it(tmp_path: Path) -> None:
+    (tmp_path / "ranges.py").write_text(
+        "def space(trial, task):\n"
+        "    if trial.suggest_categorical('all', [False, True]):\n"
+        "        trial.suggest_int('steps', 2, 14, step=4)\n"
+        "        trial.suggest_int('log', 1, 100, log=True)\n"
+        "        trial.suggest_float('float', 0.0, 1.0, step=0.25)\n"
+        "    return {}\n"
+        "def default(task):\n"
+        "    return {'all': False}\n"
+    )
+    space = replace(load_space(str(tmp_path / "ranges.py")), fixed={"all": "true"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert space.default_params(PLAIN) == {"steps": 6, "log": 10, "float": 0.5}
+
+
+def test_a_space_without_a_default_has_what_is_fixed_in_the_built_in_one(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def space(trial, task):\n    return {'batch_size': trial.suggest_int('mine', 8, 9)}\n"
+    )
+    space = replace(load_space(str(tmp_path / "mine.py")), fixed={"mine": "16", "label_smoothing": "0.3"})
+    expected = replace(load_space("cnn").default_config(PLAIN), label_smoothing=0.3)
+    assert space.default_config(PLAIN) == expected and space.default_params(PLAIN) == {}
+    assert {config.batch_size for _, config in sample_space(space, PLAIN, 3)} == {16}
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "message"),
+    [
+        ("cnn", "optimizer/name=adma", "--set: optimizer/name=adma: must be one of sgd, adamw, muon"),
+        ("cnn", "model/residual=1", "--set: model/residual=1: must be one of False, True"),
+        ("cnn", "model/stages=2.5", "--set: model/stages=2.5: must be a whole number"),
+        ("cnn", "model/dropout=much", "--set: model/dropout=much: must be a number"),
+        ("cnn", "model/width=NaN", "--set: model/width=NaN: must be one of 16, 24, 32, 48"),
+        (
+            "cnn",
+            "model/dropout=1.5",
+            "space cnn with --set model/dropout=1.5: model/dropout: Input should be less than 1 (got 1.5)",
+        ),
+        (
+            "cnn",
+            "model/init=random",
+            "space cnn with --set model/init=random: model/init: Input should be 'kaiming' or 'dirac' (got 'random')",
+        ),
+        (
+            "resnet",
+            "model/stem=cifar",
+            "space resnet with --set model/stem=cifar: model: Value error, finetune 'head' would freeze the stem",
+        ),
+    ],
+)
+def test_what_cannot_be_fixed_is_told(name: str, setting: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        sample_space(fixed(name, setting), PLAIN, 30)
+    assert str(error.value).startswith(message)
+
+
+def test_a_key_that_is_neither_drawn_nor_in_a_configuration_is_told_with_those_there_are() -> None:
+    space = fixed("cnn", "model/dropuot=0.2")
+    with pytest.raises(InputError) as error:
+        check_fixed(space, PLAIN, sample_space(space, PLAIN, 100))
+    told, drawn = str(error.value).split("; space cnn draws ")
+    assert told.startswith("--set: model/dropuot: no such key; model has widths, blocks, whitening, ")
+    assert {"model/stages", "model/width", "model/stage4/kernel_size"} < set(drawn.split(", "))
+    assert all(name.startswith("model/") for name in drawn.split(", "))
 
 
 # ---- files of the user's own ----

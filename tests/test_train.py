@@ -1,29 +1,43 @@
 """`train` as its user runs it: named models over several seeds, the same evaluation and report as after a search."""
 
 import csv
+import io
 import json
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import launcher
 import pytest
+import torch
 
-from cifar_ray.config import Task
-from cifar_ray.settings import TrainSettings
-from cifar_ray.train_run import _named_models
+from cifar_ray import finals
+from cifar_ray.config import LRScheduleConfig, Task, TrialConfig, trial_config
+from cifar_ray.finals import train_finals
+from cifar_ray.launch import Place, Run
+from cifar_ray.presets import PRESETS, preset
+from cifar_ray.progress import Console
+from cifar_ray.runtime import Hardware, Node
+from cifar_ray.settings import TrainSettings, TuneSettings
+from cifar_ray.train import main
+from cifar_ray.train_run import _named_models, _read_config
+from cifar_ray.trial import TrialSettings
+from cifar_ray.worker import FinalModel
 
 share_a_run = pytest.mark.xdist_group("train")
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
+MAX_EPOCHS = 12
 
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Two presets, two seeds each: the run's folder and what it printed."""
+    """Two presets, two seeds each, with patience: the run's folder and what it printed."""
     folder = tmp_path_factory.mktemp("train")
     flags = ["--preset", "mish-cnn", "--preset", "mish-bn-cnn", "--data", "digits", "--train-size", "400"]
-    done = launcher.run("train", *flags, "--max-epochs", "3", "--seeds", "2", "--name", "two", folder=folder)
+    flags += ["--set", "lr_schedule/name=constant", "--patience", "1", "--max-epochs", str(MAX_EPOCHS)]
+    done = launcher.run("train", *flags, "--seeds", "2", "--name", "two", folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "runs" / "two", done
 
@@ -48,6 +62,17 @@ def test_presets_end_in_a_comparison_over_their_seeds(compared: Any) -> None:
 
 
 @share_a_run
+def test_patience_ends_final_trainings_and_keeps_their_best_weights(compared: Any) -> None:
+    run, _ = compared
+    cards = [json.loads((folder / "config.json").read_text()) for folder in (run / "models").iterdir()]
+    assert {card["config"]["lr_schedule"]["name"] for card in cards} == {"constant"}
+    assert {card["patience"] for card in cards} == {1}
+    stopped = [card for card in cards if card["epochs"] < MAX_EPOCHS]
+    assert stopped and all(card["best_epoch"] == card["epochs"] - 1 for card in stopped)
+    assert "patience    " not in compared[1].stdout
+
+
+@share_a_run
 def test_a_saved_configuration_alone_trains_the_same_model_again(
     compared: Any, run_command: Command, tmp_path: Path
 ) -> None:
@@ -57,7 +82,8 @@ def test_a_saved_configuration_alone_trains_the_same_model_again(
     (model,) = (tmp_path / "runs" / "again" / "models").iterdir()
     assert (model / "model.safetensors").read_bytes() == (best / "model.safetensors").read_bytes()
     about = json.loads((tmp_path / "runs" / "again" / "run.json").read_text())
-    assert about["settings"]["data"] == "digits" and about["settings"]["max_epochs"] == 3
+    assert about["settings"]["data"] == "digits" and about["settings"]["max_epochs"] == MAX_EPOCHS
+    assert about["settings"]["patience"] == 1
     assert about["data"]["num_train"] + about["data"]["num_val"] == 400
 
 
@@ -113,6 +139,62 @@ def test_bad_input_is_one_line_and_leaves_no_run_folder(
     (tmp_path / "mish-cnn.json").write_text("{}")
     assert message in refused("train", "--data", "digits", *flags)
     assert not (tmp_path / "runs").exists()
+
+
+def test_finals_have_the_patience_of_the_run_and_tell_where_it_has_no_effect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patiences: list[int | None] = []
+    monkeypatch.setattr(finals, "train_models", lambda models, shared, *rest: patiences.append(shared.patience))
+    settings, stream = TuneSettings(patience=4, runs_dir=tmp_path, name="run"), io.StringIO()
+    place = Place(Run(settings, "tune", "cnn"), Console(stream), Hardware("cpu", "here", 2, 0, (Node(2, 0),)), tmp_path)
+    models = [
+        FinalModel(name, None, index, 0, TrialConfig(lr_schedule=LRScheduleConfig(name=name)))  # type: ignore[arg-type]
+        for name in ("constant", "cosine", "step", "one_cycle", "plateau")
+        for index in range(2)
+    ]
+    shared = TrialSettings([], 10, 30, 10, "accuracy", 1)  # in the search trials had a patience of 10
+    train_finals(place, models, shared, None)  # type: ignore[arg-type]
+    assert patiences == [4]
+    told = "patience    does not end cosine, one_cycle: the learning rate anneals to the last epoch\n"
+    assert stream.getvalue() == told
+
+
+def test_what_is_set_stands_in_every_named_model(tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text("{}")
+    settings = TrainSettings(
+        preset=("small-cnn", "mish-cnn"), config=(tmp_path / "mine.json",), set=("model/dropout=0.2", "batch_size=32")
+    )
+    task = Task(10, 3, 32, 1000, "cpu")
+    models = _named_models(settings, task, [_read_config(path) for path in settings.config])
+    assert {model.config_name for model in models} == {"small-cnn", "mish-cnn", "mine"}
+    assert {(model.config.model.dropout, model.config.batch_size) for model in models} == {(0.2, 32)}
+    plain = _named_models(TrainSettings(preset=("small-cnn",)), task, [])[0].config
+    assert models[0].config == replace(plain, model=replace(plain.model, dropout=0.2), batch_size=32)
+
+
+def shown(capsys: pytest.CaptureFixture[str], *flags: str) -> Any:
+    assert main([*flags, "--show"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_preset_is_shown_as_the_json_that_config_takes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cifar_ray.pipeline.started", None)  # nothing begins
+    task = Task(10, 3, 32, 1000, "cuda" if torch.cuda.is_available() else "cpu")
+    for name in PRESETS:
+        assert trial_config(shown(capsys, "--preset", name), "shown") == preset(name, task)
+    (tmp_path / "mine.json").write_text(json.dumps(shown(capsys, "--preset", "mish-cnn", "--set", "batch_size=32")))
+    assert shown(capsys, "--config", "mine.json") == replace(preset("mish-cnn", task), batch_size=32).to_dict()
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.json"]
+
+
+def test_a_preset_is_shown_as_for_the_data_that_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    for data, augment in (("cifar10", (2, "random")), ("digits", (0, "none"))):  # the first one is not read
+        values = shown(capsys, "--preset", "mish-cnn", "--data", data)["augment"]
+        assert (values["crop_padding"], values["flip"]) == augment
 
 
 def test_weights_replace_those_of_the_presets_but_a_model_from_scratch_stays_so() -> None:

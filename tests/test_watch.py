@@ -194,6 +194,18 @@ def test_final_training_tells_the_time_left_from_the_rate_of_its_epochs(
     assert [event.step for event in events.Scalars("accuracy/val")] == [1, 2]
 
 
+def test_epochs_that_a_final_training_leaves_out_are_not_waited_for(
+    tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cifar_ray.progress.PLAIN_INTERVAL_S", 0)
+    stream = io.StringIO()
+    watch = FinalsWatch(RunFolder(tmp_path), Console(stream), num_models=2, max_epochs=30)
+    watch.epoch_ended("default-seed0", {**ROW, "epoch": 1})
+    watch.epoch_ended("default-seed0", {**ROW, "epoch": 2, "finished": True})
+    watch.events.close_all()
+    assert stream.getvalue().splitlines()[-1].startswith("finals 0/2 | epoch 2/32 | ")
+
+
 def test_a_final_training_that_goes_on_shows_every_epoch_once(
     tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
