@@ -144,7 +144,7 @@ def model_card(
 
 def _read_saved(folder: Path) -> SavedModel:
     weights, config, card = read_model(folder)
-    return SavedModel(card["name"], weights, config, card)
+    return SavedModel(folder.name, weights, config, card)
 
 
 def evaluate_finals(place: Place, finals: Sequence[FinalModel], data: DataSplits) -> list[Row]:

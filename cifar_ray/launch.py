@@ -24,9 +24,9 @@ from cifar_ray.config import InputError, TrialConfig
 from cifar_ray.data import DataSplits, load_data
 from cifar_ray.progress import Console
 from cifar_ray.report_parts import shared_images
-from cifar_ray.results import RunFolder, read_json, write_json
+from cifar_ray.results import MAX_NAME_BYTES, RunFolder, read_json, write_json
 from cifar_ray.runtime import Hardware
-from cifar_ray.settings import MAX_NAME_BYTES, RunSettings
+from cifar_ray.settings import RunSettings
 
 PACKAGES = ("cifar_ray", "torch", "torchvision", "ray", "optuna", "numpy", "scikit-learn")
 

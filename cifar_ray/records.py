@@ -31,6 +31,8 @@ class Records:
         self.searched = self.run.get("kind") != "train"
         self.trials = results.read_trials(folder.trials_jsonl)
         self.rows = results.read_csv(folder.results_csv)
+        for row in self.rows:
+            results.read_name(row, "model", str(folder.results_csv))  # its folder is read below
         self.latency = results.read_csv(folder.latency_csv)
         self.predictions = results.read_predictions(folder.predictions_npz)
         self.data: Row = self.run.get("data") or {}

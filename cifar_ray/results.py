@@ -40,6 +40,9 @@ LATENCY_COLUMNS = (
 TEXT_COLUMNS = frozenset({"model", "family", "config", "device", "torch", "tta", "failure"})
 """Columns that stay text even where they look like numbers (a preset called `2024`, torch `2.11`)."""
 
+MAX_NAME_BYTES = 255
+"""What file systems take as the name of a folder."""
+
 CHECKPOINT = "checkpoint.pt"
 """In the folder of a training under way: what it goes on from."""
 
@@ -77,6 +80,23 @@ def slot_seconds(trials: Iterable[Row], slot_s: float) -> dict[str, float]:
     # Where Ray had a process ready before the one in whose place it came had ended, their seconds overlap.
     kinds["startup"] += min(idle, 0.0)
     return {**{kind: seconds for kind, seconds in kinds.items() if seconds > 0}, "idle": max(idle, 0.0)}
+
+
+def folder_name(text: Any) -> str:
+    """Return `text`, from a flag or a file, if it can name a folder of its own; raise ValueError if it cannot."""
+    if not isinstance(text, str) or not text or text.startswith(".") or {"/", os.sep, "\0"} & set(text):
+        raise ValueError(f"must be the name of a folder, not a path: {text!r:.300}")
+    if len(os.fsencode(text)) > MAX_NAME_BYTES:
+        raise ValueError(f"must be at most {MAX_NAME_BYTES} bytes long, not {len(os.fsencode(text))}")
+    return text
+
+
+def read_name(row: Mapping[str, Any], field: str, source: str) -> str:
+    """Return the name in a field of a record. Raises InputError, with the `source`, where it cannot name a folder."""
+    try:
+        return folder_name(row.get(field))
+    except ValueError as error:
+        raise InputError(f"{source}: {field}: {error}") from None
 
 
 class RunFolder:

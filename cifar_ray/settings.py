@@ -11,7 +11,7 @@ import pydantic
 
 from cifar_ray.command import at_least, flag, one_of
 from cifar_ray.config import InputError
-from cifar_ray.results import RunFolder, read_json
+from cifar_ray.results import RunFolder, folder_name, read_json
 
 BUILT_IN_DATA = ("cifar10", "digits")
 
@@ -24,9 +24,6 @@ WEIGHTS = ("DEFAULT", "IMAGENET1K_V1", "IMAGENET1K_V2", "none")
 """Names of backbone weights; all else is the path of a file."""
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors")
-
-MAX_NAME_BYTES = 255
-"""What file systems take as the name of a folder."""
 
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 """Whether `ray job submit` started this process. Its working folder belongs to Ray then."""
@@ -61,14 +58,6 @@ def _weights(text: str) -> str:
     if path.suffix.lower() not in WEIGHTS_SUFFIXES and not os.path.exists(path):
         raise ValueError(f"must be {', '.join(WEIGHTS)} or a file ({', '.join(WEIGHTS_SUFFIXES)}), not {text!r}")
     return str(path)
-
-
-def _run_name(text: str) -> str:
-    if not text or text.startswith(".") or "/" in text or os.sep in text:
-        raise ValueError(f"must be the name of a folder, not a path: {text!r}")
-    if len(os.fsencode(text)) > MAX_NAME_BYTES:
-        raise ValueError(f"must be at most {MAX_NAME_BYTES} bytes long, not {len(os.fsencode(text))}")
-    return text
 
 
 def _key_and_value(text: str) -> str:
@@ -115,7 +104,18 @@ class RunSettings:
 
     groups: ClassVar[dict[str, tuple[str, ...]]] = {
         "what to search or train": (
-            *("space", "preset", "config", "set", "metric", "trials", "max_epochs", "finalists", "final_seeds", "seeds"),
+            *(
+                "space",
+                "preset",
+                "config",
+                "set",
+                "metric",
+                "trials",
+                "max_epochs",
+                "finalists",
+                "final_seeds",
+                "seeds",
+            ),
             *("patience", "sampler", "weights", "seed", "show"),
         ),
         "on what data": ("data", "data_dir", "train_size", "image_size", "skip_bad_images"),
@@ -165,7 +165,7 @@ class RunSettings:
         None, "GPUs of each, 0 or 1 (default: auto, 1 where there are GPUs)", _gpus_per_trial, "auto|N"
     )
     seed: int = flag(0, "seed of the whole run", at_least(0), "N")
-    name: str | None = flag(None, "name of the run (default: what it does, its data, and the time)", _run_name)
+    name: str | None = flag(None, "name of the run (default: what it does, its data, and the time)", folder_name)
     runs_dir: Path = flag(
         Path.home() / "cifar_ray_runs" if SUBMITTED else Path("runs"), "folder that run folders are made in", _path
     )

@@ -16,7 +16,7 @@ from cifar_ray.data import DataSplits, load_data
 from cifar_ray.launch import Place, Run, check_batch_sizes
 from cifar_ray.presets import PRESETS, preset
 from cifar_ray.progress import duration
-from cifar_ray.results import read_json
+from cifar_ray.results import read_json, read_name
 from cifar_ray.settings import TrainSettings
 from cifar_ray.study import trial_seed
 from cifar_ray.trial import TrialSettings
@@ -71,7 +71,7 @@ def _read_config(path: Path) -> _Saved:
         raise InputError(
             f"--config: {path}: has no {missing[0]}; take the config.json of a model, or its `config` alone"
         )
-    return _Saved(path, values["config_name"], config, values)
+    return _Saved(path, read_name(values, "config_name", f"--config: {path}"), config, values)
 
 
 def _train(place: Place, data: DataSplits, settings: TrainSettings, saved: Sequence[_Saved]) -> int:

@@ -4,6 +4,7 @@ import contextlib
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import optuna
@@ -20,7 +21,7 @@ from cifar_ray.hparams import Domain, union
 from cifar_ray.launch import Place, Run, check_batch_sizes
 from cifar_ray.pretrained import backbones_with
 from cifar_ray.progress import duration
-from cifar_ray.results import write_trials
+from cifar_ray.results import read_name, write_trials
 from cifar_ray.search import Limits, StudySearcher, TrialCheckpoint, count_config_params, run_search
 from cifar_ray.settings import TuneSettings
 from cifar_ray.space import Space, check_fixed, load_spaces, param_domains, sample_space
@@ -86,7 +87,7 @@ def _tune(
     with pipeline.recorded(place, "search") as rows:
         domains = union(*(param_domains(trial for trial, _ in drawn) for drawn in samples))
         records = _search(place, settings, spaces, task, shared, domains, Clock(settings, run, work, speeds))
-        models = _final_models(settings, records)
+        models = _final_models(settings, records, place.folder.study_journal)
         if not models:
             console.line(_why_no_model(records))
         rows += pipeline.finish(place, data, shared, models)
@@ -308,10 +309,10 @@ def _why_no_model(records: Sequence[Record]) -> str:
     return "no trial came to a result: what failed stands above, and in trials.jsonl"
 
 
-def _final_models(settings: TuneSettings, records: Sequence[Record]) -> list[FinalModel]:
+def _final_models(settings: TuneSettings, records: Sequence[Record], journal: Path) -> list[FinalModel]:
     return [
         FinalModel(
-            config_name=record["name"],
+            config_name=read_name(record, "name", str(journal)),
             number=record["number"],
             seed_index=seed_index,
             training_seed=trial_seed(settings.seed, record["number"], seed_index),

@@ -412,6 +412,15 @@ def test_records_without_trials_take_configurations_from_the_models(tmp_path: Pa
     assert "model.activation" in text and "predictions are missing" in text and "Trials" not in text
 
 
+def test_a_model_name_in_the_results_that_is_a_path_is_an_input_error(tmp_path: Path) -> None:
+    folder = records.make_run(tmp_path)
+    text = folder.results_csv.read_text()
+    first = results.read_csv(folder.results_csv)[0]["model"]
+    folder.results_csv.write_text(text.replace(f"\n{first},", "\n../../elsewhere,"))
+    with pytest.raises(InputError, match=r"results\.csv: model: must be the name of a folder, not a path: '\.\./"):
+        render.build_report(tmp_path)
+
+
 def test_folder_that_is_no_run_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"run\.json"):
         render.build_report(tmp_path)

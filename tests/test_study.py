@@ -10,7 +10,10 @@ from optuna.trial import TrialState
 from test_search import reopen
 
 from cifar_ray import search
+from cifar_ray.config import InputError
+from cifar_ray.settings import TuneSettings
 from cifar_ray.study import finalists, mend_journal, open_study
+from cifar_ray.tune_run import _final_models
 
 
 def record(number: int, val: float, loss: float = 1.0, state: str = "complete", lr: float | None = None) -> Any:
@@ -57,6 +60,14 @@ def test_the_names_that_a_search_gives_tell_the_finals_which_trials_are_defaults
     # All of one space, and the best of it is another: what goes to the finals beside it goes there by its name.
     records = [{**record(number, 0.5), "name": name} for number, name in enumerate(names)] + [record(9, 0.9)]
     assert [r["name"] for r in finalists(records, 1)] == ["trial-0009", *names[:2]]
+
+
+@pytest.mark.parametrize("name", ["/somewhere/else", "../../else"])
+def test_a_name_in_the_study_that_is_a_path_is_refused(tmp_path: Path, name: str) -> None:
+    finalist = {**record(0, 0.5), "config": {}}
+    assert _final_models(TuneSettings(), [finalist], tmp_path / "study.journal")[0].config_name == "default"
+    with pytest.raises(InputError, match=f"/study.journal: name: must be the name of a folder, not a path: '{name}'"):
+        _final_models(TuneSettings(), [{**finalist, "name": name}], tmp_path / "study.journal")
 
 
 def test_tpe_finds_its_way_into_a_narrow_limit(tmp_path: Path) -> None:

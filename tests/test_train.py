@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from cifar_ray import finals
-from cifar_ray.config import LRScheduleConfig, Task, TrialConfig, trial_config
+from cifar_ray.config import InputError, LRScheduleConfig, Task, TrialConfig, trial_config
 from cifar_ray.finals import train_finals
 from cifar_ray.launch import Place, Run
 from cifar_ray.presets import PRESETS, preset
@@ -22,7 +22,7 @@ from cifar_ray.progress import Console
 from cifar_ray.runtime import Hardware, Node
 from cifar_ray.settings import TrainSettings, TuneSettings
 from cifar_ray.train import main
-from cifar_ray.train_run import _named_models, _read_config
+from cifar_ray.train_run import FROM_CARD, _named_models, _read_config, train
 from cifar_ray.trial import TrialSettings
 from cifar_ray.worker import FinalModel
 
@@ -195,6 +195,20 @@ def test_a_preset_is_shown_as_for_the_data_that_is_given(capsys: pytest.CaptureF
     for data, augment in (("cifar10", (2, "random")), ("digits", (0, "none"))):  # the first one is not read
         values = shown(capsys, "--preset", "mish-cnn", "--data", data)["augment"]
         assert (values["crop_padding"], values["flip"]) == augment
+
+
+@pytest.mark.parametrize("name", ["/{}/other/models/a", "../../other/models/a", "a/b", "..", "", "a\0b", 3, None])
+def test_a_name_in_a_saved_model_that_is_a_path_is_refused_and_nothing_is_deleted(tmp_path: Path, name: Any) -> None:
+    other = tmp_path / "other" / "models" / "a-seed0" / "history.csv"
+    other.parent.mkdir(parents=True)
+    other.write_text("epoch")
+    path = tmp_path / "config.json"
+    name = name.replace("/{}", str(tmp_path)) if isinstance(name, str) else name
+    path.write_text(json.dumps({"config": {}, **dict.fromkeys(FROM_CARD), "config_name": name}))
+    with pytest.raises(InputError) as error:
+        train(TrainSettings(config=(path,), data="digits", max_epochs=1, metric="accuracy", runs_dir=tmp_path / "runs"))
+    assert str(error.value) == f"--config: {path}: config_name: must be the name of a folder, not a path: {name!r}"
+    assert other.exists() and not (tmp_path / "runs").exists()
 
 
 def test_weights_replace_those_of_the_presets_but_a_model_from_scratch_stays_so() -> None:
