@@ -50,7 +50,9 @@ def end(process: "subprocess.Popen[str]") -> tuple[str, str]:
     return out, err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=["ctrl-c", "sigterm"]
+)
 def test_an_interruption_keeps_what_was_finished_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
     process = start_search(tmp_path)
     folder = tmp_path / "runs" / "stopped"

@@ -140,6 +140,7 @@ def test_without_network_the_file_to_fetch_and_its_place_are_named(
 ) -> None:
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setattr("urllib.request._opener", None)  # made once, it would keep these proxies for other tests
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     line = refused_by_ray("tune", "--space", "resnet", "--data", "digits")
     assert str(tmp_path / "torch" / "hub" / "checkpoints") in line
