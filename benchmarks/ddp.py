@@ -57,7 +57,7 @@ def under_torchrun(folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    ranks = Ranks(rank, world_size, dist.group.WORLD if world_size > 1 else None)
+    ranks = Ranks(rank, world_size)
     data = DeviceData.from_arrays(arrays, given["num_classes"], torch.device("cpu"))
     config = trial_config(given["config"], "benchmark")
     ends: list[float] = []

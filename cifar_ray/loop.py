@@ -100,12 +100,10 @@ def _channel_sums(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among those that train one model together (DDP)."""
+    """This process's place among those that train one model together (DDP): torch's default process group."""
 
     rank: int = 0
     world_size: int = 1
-    group: Any = None
-    """The `torch.distributed` process group; None with one process."""
 
 
 @dataclass
@@ -173,7 +171,7 @@ def train_epoch(
         grad_norm_max = torch.maximum(grad_norm_max, grad_norm)
         sums += torch.stack([loss.detach(), (logits.detach().argmax(1) == labels).float().mean()])
     if ranks.world_size > 1:
-        dist.all_reduce(sums, op=dist.ReduceOp.SUM, group=ranks.group)
+        dist.all_reduce(sums, op=dist.ReduceOp.SUM)
     return torch.cat([sums / (num_steps * ranks.world_size), grad_norm_max[None]])
 
 
@@ -205,7 +203,7 @@ def eval_model(model: nn.Module, images: Tensor, ranks: Ranks = Ranks()) -> Tens
     longest = math.ceil(len(images) / ranks.world_size)
     padded = functional.pad(logits, (0, 0, 0, longest - len(logits)))
     gathered = [torch.empty_like(padded) for _ in range(ranks.world_size)]
-    dist.all_gather(gathered, padded, group=ranks.group)
+    dist.all_gather(gathered, padded)
     return torch.stack(gathered, 1).flatten(0, 1)[: len(images)]  # row i came from rank i % world_size
 
 
@@ -231,7 +229,7 @@ class Training:
         model = build_model(config, num_classes=data.num_classes, channels=channels, image_size=image_size).to(device)
         model.initialize(data.mean, data.std, data.train_images, pretrained)
         if config.sync_batch_norm and ranks.world_size > 1:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model, ranks.group)
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model = model.to(memory_format=torch.channels_last)
         self.features: Features | None = None
         features_s = 0.0
@@ -264,7 +262,7 @@ class Training:
     def _over_ranks(self) -> nn.Module:
         if self.ranks.world_size == 1:
             return self.part
-        return DistributedDataParallel(self.part, process_group=self.ranks.group)
+        return DistributedDataParallel(self.part)
 
     def epoch(self) -> Row:
         """Train the next epoch and validate. Raises as :func:`run_experiment` does."""
@@ -288,7 +286,7 @@ class Training:
         train_loss, train_accuracy, grad_norm_max = sums.tolist()
         if ranks.world_size > 1:
             for buffer in self.part.buffers():
-                dist.broadcast(buffer, group=ranks.group, group_src=0)
+                dist.broadcast(buffer, src=0)
         trained_at = time.perf_counter()
         val_inputs = data.val_images if self.features is None else self.features.val
         val_logits = eval_model(self.part, val_inputs, ranks)  # of all images, on every rank

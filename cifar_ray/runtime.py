@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import secrets
 import shutil
 import sys
 import tempfile
@@ -34,10 +35,10 @@ os.environ.update(
 
 import grpc
 import ray
-from ray._private import services
+from ray._private import ray_constants, services
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._private.grpc_utils import init_grpc_channel
-from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.core.generated.gcs_pb2 import GcsNodeInfo  # type: ignore[attr-defined]
 from ray.core.generated.gcs_service_pb2 import GetAllNodeInfoRequest  # type: ignore[attr-defined]
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
@@ -91,10 +92,12 @@ class Hardware:
 def ray_session(temp_dir: Path, num_cpus: int | None = None) -> Iterator[Hardware]:
     """Join the cluster that RAY_ADDRESS names for the length of a `with` block; without it, start Ray and stop it.
 
-    A submitted job finds its cluster in the same way: Ray sets RAY_ADDRESS for it.
+    A submitted job finds its cluster in the same way: Ray sets RAY_ADDRESS for it. What is started here is private: it
+    listens on loopback alone, and answers only those who have its token.
 
     Args:
-        temp_dir: a short path, for the sockets and logs of a private session.
+        temp_dir: a folder that nobody else may enter, with a short path, for the token, sockets and logs of a private
+            session.
         num_cpus: makes a private session, whatever RAY_ADDRESS says, and one that offers so many CPUs. Without it a
             private session offers the CPUs and GPUs that it finds.
 
@@ -102,21 +105,62 @@ def ray_session(temp_dir: Path, num_cpus: int | None = None) -> Iterator[Hardwar
         InputError: the cluster cannot be joined.
     """
     address = cluster_address() if num_cpus is None else None
-    if address is None:
-        # Nobody else can reach a private session; a cluster's own setting counts where one is joined.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        ray.init(
-            address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, _temp_dir=str(temp_dir)
-        )
-    else:
+    with _private(temp_dir) if address is None else contextlib.nullcontext():
+        if address is None:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                _temp_dir=str(temp_dir / "ray"),  # which Ray opens to everybody, but not the folder around it
+            )
+        else:
+            try:
+                ray.init(address=address, log_to_driver=False, runtime_env=_runtime_env())
+            except (ConnectionError, RuntimeError) as error:  # such as another version of Ray or of Python
+                raise _not_joined(address, str(error)) from error
         try:
-            ray.init(address=address, log_to_driver=False, runtime_env=_runtime_env())
-        except (ConnectionError, RuntimeError) as error:  # such as another version of Ray or of Python
-            raise _not_joined(address, str(error)) from error
+            yield _find_hardware()
+        finally:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _private(folder: Path) -> Iterator[None]:
+    """Have Ray, and torch in its processes, listen on loopback alone, and ask for a new token that lies in `folder`."""
+    token = folder / "auth_token"
+    token.touch(mode=0o600, exist_ok=False)
+    token.write_text(secrets.token_hex())
+    loopback = "lo0" if sys.platform == "darwin" else "lo"
+    settings = {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on any system: no cluster, and so no address but loopback's
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),  # a path: environments are inherited and printed
+        "GLOO_SOCKET_IFNAME": loopback,
+        "NCCL_SOCKET_IFNAME": loopback,
+    }
+    # A token of a cluster's would count more than that of a file.
+    before = {name: os.environ.pop(name, None) for name in (*settings, "RAY_AUTH_TOKEN")}
+    os.environ.update(settings)
+    _read_settings_again()
     try:
-        yield _find_hardware()
+        yield
     finally:
-        ray.shutdown()
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        _read_settings_again()
+        token.unlink()
+
+
+def _read_settings_again() -> None:
+    """Have Ray see in this process, too, what has changed in the environment since it was imported."""
+    ray_constants.ENABLE_RAY_CLUSTER = ray_constants.env_bool(
+        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, not ray_constants.IS_WINDOWS_OR_OSX
+    )
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def cluster_address() -> str | None:
@@ -143,7 +187,7 @@ def cluster_address() -> str | None:
         raise InputError(
             "--address: auto finds no Ray cluster on this machine; start one with `ray start`, or leave --address out"
         ) from None
-    channel = init_grpc_channel(address, options=GLOBAL_GRPC_OPTIONS)
+    channel = init_grpc_channel(address, options=ray_constants.GLOBAL_GRPC_OPTIONS)
     try:
         answer = NodeInfoGcsServiceStub(channel).GetAllNodeInfo(GetAllNodeInfoRequest(), timeout=ANSWER_S)
     except AuthenticationError:

@@ -8,10 +8,13 @@ import contextlib
 import gc
 import io
 import itertools
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,6 +25,7 @@ import torch
 import torch.distributed as dist
 from ray.exceptions import RayError
 from ray.train import FailureConfig
+from ray.train.backend import Backend
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -118,7 +122,7 @@ def open_pool(settings: TrialSettings, workers: Workers, storage: Path, judged: 
             "judged": judged,
             "checkpoint_every_s": CHECKPOINT_EVERY_S,
         },
-        torch_config=TorchConfig(timeout_s=STUCK_S),
+        torch_config=_NoRendezvous(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.num_groups * workers.workers_per_model,
             use_gpu=workers.resources.get("GPU", 0) > 0,
@@ -157,6 +161,22 @@ def open_pool(settings: TrialSettings, workers: Workers, storage: Path, judged: 
     while thread.is_alive():
         thread.join(0.2)
     ray.kill(desk)
+
+
+class _NoRendezvous(TorchConfig):
+    """Leaves it to the ranks to find each other.
+
+    Ray Train would make one process group of them all, also where each one trains alone, and its store listens on every
+    interface and takes what anybody writes.
+    """
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _NoBackend
+
+
+class _NoBackend(Backend):
+    share_cuda_visible_devices = True  # as Ray Train's own for torch
 
 
 class _TellTheDesk(ray.train.UserCallback):
@@ -244,7 +264,9 @@ def _train_as_rank(settings: dict[str, Any]) -> None:
     world_rank = ray.train.get_context().get_world_rank()
     group_index, rank = divmod(world_rank, workers.workers_per_model)
     generation = broadcast_from_rank_zero(ray.get(desk.begin.remote()) if world_rank == 0 else None)
-    ranks = Ranks(rank, workers.workers_per_model, _own_process_group(workers, group_index))
+    ranks = Ranks(rank, workers.workers_per_model)
+    if ranks.world_size > 1:
+        _join_group(ranks, group_index)
     torch.set_num_threads(shared.num_threads)
     data = DeviceData.from_arrays(ray.get(shared.data[0]), shared.num_classes, get_device())
     for number in itertools.count():
@@ -257,16 +279,34 @@ def _train_as_rank(settings: dict[str, Any]) -> None:
             ray.get(desk.post.remote(generation, trained))
         del trained
         gc.collect()  # a model under DDP is part of a cycle, and would stay in the device's memory
-    ray.train.report({})  # every rank has to report at least once
+    ray.train.report({})  # every rank has to report at least once, and all wait for each other here
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
-def _own_process_group(workers: Workers, group_index: int) -> Any:
-    if workers.workers_per_model == 1:
-        return None
-    size = workers.workers_per_model
-    # Every rank has to take part in making every group.
-    groups = [dist.new_group(list(range(index * size, (index + 1) * size))) for index in range(workers.num_groups)]
-    return groups[group_index]
+def _join_group(ranks: Ranks, group_index: int) -> None:
+    """Make the process group of the ranks that train a model together."""
+    # The first rank of all groups keeps the store through which all of them find each other.
+    store = _open_store() if ray.train.get_context().get_world_rank() == 0 else None
+    host, port = broadcast_from_rank_zero(store and (store.host, store.port))
+    store = store or dist.TCPStore(host, port, is_master=False)
+    dist.init_process_group(
+        "nccl" if get_device().type == "cuda" else "gloo",
+        store=dist.PrefixStore(f"group {group_index}", store),
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        timeout=timedelta(seconds=STUCK_S),
+    )
+
+
+def _open_store() -> dist.TCPStore:
+    host = ray.util.get_node_ip_address()
+    if not ip_address(host).is_loopback:
+        return dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    # In a private session. torch itself would listen on every interface.
+    listener = socket.create_server((host, 0))
+    port = listener.getsockname()[1]
+    return dist.TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
 def _train(job: Job, data: DeviceData, settings: dict[str, Any], generation: int, ranks: Ranks) -> Trained | None:

@@ -1,16 +1,25 @@
 """What a session offers, and how an address that leads to no cluster is refused."""
 
+import contextlib
 import http.server
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
+import psutil
 import pytest
+import ray
+from ray.core.generated.gcs_service_pb2 import GetAllNodeInfoRequest  # type: ignore[attr-defined]
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
 from cifar_ray.config import InputError
-from cifar_ray.runtime import Hardware, Node, cluster_address
+from cifar_ray.runtime import ANSWER_S, Hardware, Node, cluster_address
 
 
 def hardware_of(*nodes: Node) -> Hardware:
@@ -46,6 +55,86 @@ def test_a_private_session_offers_this_machine(hardware: Any) -> None:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists() and "model name" in cpuinfo.read_text():
         assert hardware.name in cpuinfo.read_text()
+
+
+def listening() -> set[tuple[str, int]]:
+    """Addresses and ports that this process and those it started listen on."""
+    found = set()
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for one in process.net_connections(kind="inet"):
+                if one.status in (psutil.CONN_LISTEN, psutil.CONN_NONE):
+                    found.add((one.laddr.ip.removeprefix("::ffff:"), one.laddr.port))
+    return found
+
+
+def nodes_told(address: str, *tokens: str) -> int | grpc.StatusCode:
+    """How many nodes the server of a session tells somebody who has these tokens; else why it does not."""
+    metadata = [("authorization", f"Bearer {token}") for token in tokens]
+    with grpc.insecure_channel(address) as channel:
+        try:
+            stub = NodeInfoGcsServiceStub(channel)
+            return len(stub.GetAllNodeInfo(GetAllNodeInfoRequest(), timeout=ANSWER_S, metadata=metadata).node_info_list)
+        except grpc.RpcError as error:
+            return error.code()
+
+
+def test_a_private_session_listens_on_loopback_alone(hardware: Any) -> None:
+    ray.get(ray.remote(num_cpus=0)(lambda: None).remote())  # so that there is a worker
+    found = listening()
+    assert len(found) >= 6 and {ip for ip, _ in found} <= {"127.0.0.1", "::1"}
+    for addresses in psutil.net_if_addrs().values():
+        for one in addresses:
+            if one.family == socket.AF_INET and not one.address.startswith("127."):
+                for _, port in found:
+                    with pytest.raises(ConnectionRefusedError):
+                        socket.create_connection((one.address, port), timeout=ANSWER_S)
+
+
+def test_a_private_session_answers_only_those_who_have_its_token(hardware: Any) -> None:
+    address = ray.get_runtime_context().gcs_address
+    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+    assert nodes_told(address, token.read_text()) == 1
+    assert nodes_told(address) is nodes_told(address, "wrong") is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_the_token_of_a_private_session_is_in_its_file_alone(hardware: Any) -> None:
+    path = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+    token = path.read_text()
+    assert len(token) == 64 and path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            assert token not in " ".join(process.cmdline()) and token not in process.environ().values()
+    files = [file for file in path.parent.rglob("*") if file.is_file() and file != path]
+    assert files and not [file for file in files if token.encode() in file.read_bytes()]
+
+
+def test_sessions_of_one_process_have_tokens_of_their_own_and_leave_the_environment_as_it_was() -> None:
+    code = """
+import os, ray
+from cifar_ray.runtime import ray_session, temporary_folder
+from test_runtime import listening, nodes_told
+
+before, tokens = dict(os.environ), set()
+for _ in range(2):
+    with temporary_folder() as folder, ray_session(folder, num_cpus=1):
+        token = (folder / "auth_token").read_text()
+        print(nodes_told(ray.get_runtime_context().gcs_address, token), {ip for ip, _ in listening()})
+        tokens.add(token)
+    print(dict(os.environ) == before, ray._private.ray_constants.ENABLE_RAY_CLUSTER)
+print(len(tokens))
+"""
+    # Somebody may be about to join a cluster that has a token.
+    env = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "a cluster's",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.split("\n") == ["1 {'127.0.0.1'}", "True True"] * 2 + ["2", ""], done.stdout + done.stderr
 
 
 @pytest.fixture

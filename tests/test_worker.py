@@ -9,6 +9,7 @@ import pytest
 import ray
 import torch
 from resnets import random_weights, resnet_config, small_data
+from test_runtime import listening
 
 from cifar_ray.checkpoint import unpack_model
 from cifar_ray.config import AugmentConfig, trial_config
@@ -33,7 +34,10 @@ def final_model(seed_index: int, lr: float = 0.1, norm: str = "group") -> FinalM
 
 
 def train(models: list[FinalModel], arrays: dict[str, np.ndarray], workers: Workers) -> tuple[dict[str, Trained], int]:
-    """Train on Ray; return what came by model name, and how many epochs were reported."""
+    """Train on Ray; return what came by model name, and how many epochs were reported.
+
+    While they train, nobody from outside can reach the workers.
+    """
     trained: dict[str, Trained] = {}
     epochs = 0
 
@@ -42,6 +46,7 @@ def train(models: list[FinalModel], arrays: dict[str, np.ndarray], workers: Work
         if isinstance(message, Trained):
             trained[model.name] = message
         epochs += isinstance(message, Epoch)
+        assert {ip for ip, _ in listening()} <= {"127.0.0.1", "::1"}
 
     with tempfile.TemporaryDirectory() as storage:
         settings = TrialSettings([ray.put(arrays)], 10, MAX_EPOCHS, MAX_EPOCHS, "accuracy", 1)
