@@ -24,6 +24,10 @@ MOST_TIMING_S = 40.0
 MARGIN = 1.15
 """By how much what is still to come may take longer than it should, where a time budget is to be kept."""
 
+RESERVE_EPOCHS = 2
+"""Epochs, as slow as the slowest so far, that a time budget leaves to the trials that are under way when it is up: they
+end with their next report, and one that has just begun may be slower than all others."""
+
 
 @dataclass(frozen=True)
 class Speed:

@@ -4,10 +4,12 @@ What Tune is told about a trial ends up in the study, under the state that the t
 interrupted, however it was, goes on from there; how a study is opened and read is the matter of `study`.
 """
 
+import contextlib
 import math
 import os
+import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
@@ -22,11 +24,12 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 
 from cifar_ray.config import InputError, Task, TrialConfig
+from cifar_ray.estimate import RESERVE_EPOCHS
 from cifar_ray.loop import Row
 from cifar_ray.models import build_model, count_params
 from cifar_ray.results import DEFAULT
 from cifar_ray.space import Space, one_line
-from cifar_ray.study import RECORD, Record, study_records, tell, trial_seed
+from cifar_ray.study import RECORD, Record, put_back, study_records, tell, trial_seed
 from cifar_ray.trial import REDUCTION_FACTOR, ROWS, TrialSettings, grace_period, relay_trial, train_trial
 from cifar_ray.worker import Pool
 
@@ -45,6 +48,8 @@ class Watcher(Protocol):
 
     def trial_ended(self, record: Record) -> None: ...
 
+    def trial_put_back(self, number: int) -> None: ...
+
 
 @dataclass(frozen=True)
 class TrialCheckpoint:
@@ -60,8 +65,10 @@ class Limits:
     """What a configuration may be at most, and how long the search may go on."""
 
     max_params: int | None = None
-    out_of_time: Callable[[Sequence[Record]], bool] = lambda records: False
-    """Is given the records of the trials finished so far."""
+    end_s: Callable[[Sequence[Record]], float] = lambda records: math.inf
+    """When the search has to have ended, in seconds of its clock, given the records of the trials finished so far."""
+    epoch_s: float = 0.0
+    """Seconds that an epoch takes, as far as that is known before any trial has run."""
 
 
 class StudySearcher(Searcher):
@@ -115,6 +122,11 @@ class StudySearcher(Searcher):
         for record in self.records:
             self._finished[record["state"]] += 1
         self.clock = clock
+        self.interrupted = False
+        self._end_s = limits.end_s(self.records)
+        measured = [_epoch_s(record["seconds"], record["epochs"]) for record in self.records if record["epochs"]]
+        self._slowest_epoch_s = max(limits.epoch_s, *measured, 0.0)
+        self._time_is_up = False
         self.checkpoints = checkpoints
         self.pool: Pool | None = None
         self.num_slots = 1
@@ -127,18 +139,23 @@ class StudySearcher(Searcher):
 
     @property
     def finished(self) -> bool:
-        """Whether enough trials ended complete or pruned, too many did not, or the time is up."""
+        """Whether enough trials ended complete or pruned, too many did not, or the time is up; once, and for good.
+
+        However late it is, there has to be something to train afterwards.
+        """
         return (
             self._usable >= self.num_trials
             or self._finished["failed"] > self.num_trials
             or self._finished["infeasible"] > MAX_INFEASIBLE * self.num_trials
-            or self.out_of_time
+            or (self._usable > 0 and self.out_of_time)
         )
 
     @property
     def out_of_time(self) -> bool:
-        """Whether what follows the search needs the rest of the time."""
-        return self.limits.out_of_time(self.records)
+        """Whether what follows the search needs the rest of the time; once it does, trials that end change nothing."""
+        reserve_s = RESERVE_EPOCHS * self._slowest_epoch_s
+        self._time_is_up = self._time_is_up or self.clock() + reserve_s >= self._end_s
+        return self._time_is_up
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         while not self.finished and (self.pool is None or self.pool.error is None):
@@ -203,6 +220,8 @@ class StudySearcher(Searcher):
             running.history.append(row)
             if row["epoch"] not in running.reported:  # before an interruption
                 running.trial.report(row["best_val_metric"], row["epoch"])
+            epoch_s = _epoch_s(running.seconds, len(running.history))
+            self._slowest_epoch_s = max(self._slowest_epoch_s, epoch_s)
             self.watcher.epoch_ended(running.number, row)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -211,6 +230,11 @@ class StudySearcher(Searcher):
         if result:
             self.on_trial_result(trial_id, result)  # the result that ASHA stopped a trial at comes only here
         running = self._running.pop(trial_id)
+        if self.finished and not (error or running.history or running.failure):
+            # It was drawn ahead, and did not begin: a later session may run it.
+            put_back(self.study, running.trial)
+            self.watcher.trial_put_back(running.number)
+            return
         if error and running.failure is None:
             running.failure = "the trial's process died"
         self._end(running)
@@ -225,6 +249,7 @@ class StudySearcher(Searcher):
         tell(self.study, running.trial.number, record)
         self._finished[record["state"]] += 1
         self.records.append(record)
+        self._end_s = self.limits.end_s(self.records)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune pickles its search algorithm for snapshots that are never read."""
@@ -235,6 +260,10 @@ class StudySearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a search is taken up from its study, not from Tune's snapshots")
+
+
+def _epoch_s(seconds: Mapping[str, float], epochs: int) -> float:
+    return (seconds["train"] + seconds["eval"]) / epochs
 
 
 def count_config_params(config: TrialConfig, task: Task) -> int:
@@ -272,6 +301,7 @@ class _Running:
         self.earlier_s = {
             kind: sum(row.get(f"{kind}_s", 0.0) for row in rows) for kind in ("setup", "train", "eval", "checkpoint")
         }
+        self.seconds = dict(self.earlier_s)
 
     def record(self) -> Record:
         """Return the trial's line of trials.jsonl."""
@@ -305,21 +335,40 @@ def _validation(row: Row | None) -> Row | None:
     return row and {name: row[name] for name in ("epoch", "val_accuracy", "val_loss", "val_metric")}
 
 
-class _OutOfTime(tune.Stopper):
-    """Ends each trial with its first report after the time is up."""
+class _Stopper(tune.Stopper):
+    """Ends each trial with its first report after the time is up, or before it begins, and all of them on Ctrl-C."""
 
     def __init__(self, searcher: StudySearcher) -> None:
         self.searcher = searcher
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return self.searcher.out_of_time
+        return self.searcher.out_of_time if result.get(ROWS) else self.searcher.finished
 
     def stop_all(self) -> bool:
-        return False
+        return self.searcher.interrupted
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune pickles it for snapshots that are never read."""
         return {}
+
+
+@contextlib.contextmanager
+def _ctrl_c_ends(searcher: StudySearcher) -> Iterator[None]:
+    """The first Ctrl-C ends the search, the second one the program at once.
+
+    That is what Tune makes of it, too; but it does not tell, and its handler outlives the search.
+    """
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(number: int, frame: Any) -> None:
+        searcher.interrupted = True
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def run_search(
@@ -341,6 +390,7 @@ def run_search(
         pool: workers that train the trials, one for each group of them; without it each trial trains itself.
 
     Raises:
+        KeyboardInterrupt: Ctrl-C ended it; what was running is left to a later session.
         ray.train.TrainingFailedError: the workers of the pool were lost again and again.
     """
     searcher.pool, searcher.num_slots = pool, num_slots
@@ -348,6 +398,7 @@ def run_search(
     # than that takes it never had a second one: the first process, free again, took the trial that the second was
     # being started for, and that one was stopped.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(num_slots)
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     if pool is None:
         trainable = tune.with_resources(
             tune.with_parameters(train_trial, settings=settings, search_began=time.time()),
@@ -372,11 +423,14 @@ def run_search(
             name="search",
             storage_path=str(storage),
             verbose=0,
-            stop=_OutOfTime(searcher),
+            stop=_Stopper(searcher),
             callbacks=[] if pool is None else [_DropAtTheDesk(pool)],
         ),
     )
-    tuner.fit()
+    with _ctrl_c_ends(searcher):
+        tuner.fit()
+    if searcher.interrupted:
+        raise KeyboardInterrupt
     if pool is not None:
         pool.check()
 

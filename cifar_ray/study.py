@@ -12,7 +12,7 @@ import numpy as np
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from cifar_ray.ranking import is_default
 
@@ -48,8 +48,13 @@ def open_study(journal: Path, name: str, sampler: str, seed: int) -> optuna.Stud
         if RECORD in trial.user_attrs:
             tell(study, trial.number, trial.user_attrs[RECORD])
         else:
-            storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+            put_back(study, trial)
     return study
+
+
+def put_back(study: optuna.Study, trial: optuna.Trial | FrozenTrial) -> None:
+    """Let a trial that was drawn wait, to be asked for again under its number and with its parameters."""
+    study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
 
 def mend_journal(journal: Path) -> str | None:

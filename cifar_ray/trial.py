@@ -105,6 +105,8 @@ def rungs(max_epochs: int) -> list[int]:
 def train_trial(config: dict[str, Any], settings: TrialSettings, search_began: float) -> None:
     """Train one configuration under Tune and report its epochs: at every rung, at the end, and once a second.
 
+    The first report, which has none, lets Tune end a trial that was drawn before the time was up, and begins after it.
+
     Args:
         config: `config` (a nested dict for :func:`trial_config`) and `seed`.
         settings: shared by all trials.
@@ -112,6 +114,7 @@ def train_trial(config: dict[str, Any], settings: TrialSettings, search_began: f
     """
     reset_process(config["seed"], settings.num_threads)
     _clock.start(search_began)  # after the imports of the first reset, which belong to the start-up
+    send([])
     began = time.perf_counter()
     data = load_device_data(settings.data[0], settings.num_classes)
     _clock.seconds["data"] = time.perf_counter() - began
@@ -168,6 +171,7 @@ def relay_trial(config: dict[str, Any], desk: Any, search_began: float) -> None:
         search_began: seconds since the epoch.
     """
     _clock.start(search_began)
+    send([])
     key = str(config["number"])
     resume = ray.get(config["resume"][0]) if "resume" in config else None
     try:
@@ -193,7 +197,8 @@ def relay_trial(config: dict[str, Any], desk: Any, search_began: float) -> None:
 def send(rows: Sequence[Row]) -> None:
     """Report rows to the driver; the values that ASHA reads stand beside them, if the last one has them."""
     began = time.time()
-    known: Row = {name: rows[-1][name] for name in ("epoch", "best_val_metric") if name in rows[-1]}
+    last = rows[-1] if rows else {}
+    known: Row = {name: last[name] for name in ("epoch", "best_val_metric") if name in last}
     tune.report({**known, ROWS: list(rows)})
     _clock.seconds["scheduler"] += time.time() - began  # of a trial that goes on: what stops one is raised above
 

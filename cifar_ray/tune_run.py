@@ -190,15 +190,15 @@ class Clock:
         self.work = work
         self.defaults = defaults
 
-    def left_s(self, records: Sequence[Record]) -> float:
-        """Seconds that are left for the search."""
-        if self.settings.time_budget is None:
-            return float("inf")
+    @property
+    def epoch_s(self) -> float:
+        """Seconds of an epoch of the slowest default recipe."""
+        return max(map(self.work.epoch_s, self.defaults))
+
+    def after_s(self, records: Sequence[Record]) -> float:
+        """Seconds to keep for what follows the search."""
         chosen = [self._speed(record) for record in finalists(records, self.settings.finalists)]
-        chosen += _finals(self.settings, self.defaults)[len(chosen) :]
-        # Trials end with their first report after the time is up: after an epoch, or a second.
-        after = self.work.after_search_s(chosen) + max(self.work.epoch_s(speed) for speed in chosen)
-        return self.settings.time_budget - self.run.phases.total - after
+        return self.work.after_search_s(chosen + _finals(self.settings, self.defaults)[len(chosen) :])
 
     def _speed(self, record: Record) -> Speed:
         train_s, eval_s = record["seconds"]["train"], record["seconds"]["eval"]
@@ -208,11 +208,19 @@ class Clock:
         test = record["features"]["images_per_s"] if record["features"] else val
         return Speed(self.work.num_train * epochs / train_s, val, test)
 
-    def out_of_time(self, records: Sequence[Record], spaces_left: int) -> Callable[[Sequence[Record]], bool]:
-        """Return a test for the search of a space, given the `records` of those before it; it takes an equal share."""
-        left_s = self.left_s(records)
-        for_others = left_s * (1 - 1 / spaces_left) if left_s < float("inf") else 0.0
-        return lambda own: self.left_s([*records, *own]) <= for_others
+    def search_end(self, earlier: Sequence[Record], spaces_left: int) -> Callable[[Sequence[Record]], float]:
+        """Return what tells, given the records of a space, when its search has to have ended, in seconds of the phase.
+
+        Args:
+            earlier: records of the spaces before it.
+            spaces_left: how many spaces share the time that is left, itself included.
+        """
+        phases, budget = self.run.phases, self.settings.time_budget
+        if budget is None:
+            return lambda records: float("inf")
+        at_most = budget - (phases.total - phases.current)
+        for_others = (at_most - self.after_s(earlier) - phases.current) * (1 - 1 / spaces_left)
+        return lambda records: at_most - self.after_s([*earlier, *records]) - for_others
 
 
 def _search(
@@ -227,7 +235,7 @@ def _search(
     """Search each space with its share of the trials and write the records.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C ended the search, which Tune takes as a wish to stop; the records are written.
+        KeyboardInterrupt: Ctrl-C ended the search; the records are written.
     """
     run, console, journal = place.run, place.console, place.folder.study_journal
     if run.resumed and (mended := mend_journal(journal)):
@@ -239,7 +247,7 @@ def _search(
     if run.resumed:
         again = sum(len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,))) for study in studies)
         console.line(
-            f"taken up    {sum(map(len, earlier))} trials are finished, {again} were running and are run again"
+            f"taken up    {sum(map(len, earlier))} trials are finished, {again} were begun or drawn and are not"
         )
         so_far = max((record["ended_s"] for records in earlier for record in records), default=0.0)
         run.phases.seconds["search"] = max(run.phases.seconds.get("search", 0.0), so_far)
@@ -253,7 +261,7 @@ def _search(
             pool: Pool | None = None
             for index, (space, study) in enumerate(zip(spaces, studies, strict=True)):
                 num_trials = shares(settings.trials, len(spaces))[index]
-                limits = Limits(settings.max_params, clock.out_of_time(done, len(spaces) - index))
+                limits = Limits(settings.max_params, clock.search_end(done, len(spaces) - index), clock.epoch_s)
                 searcher = StudySearcher(
                     study,
                     space,
@@ -273,8 +281,6 @@ def _search(
                         pool = stack.enter_context(open_pool(shared, workers, place.storage, judged=True))
                     run_search(searcher, shared, place.resources, place.slots, place.storage, pool)
                 done += searcher.records
-                if not searcher.finished:
-                    raise KeyboardInterrupt
                 if searcher.out_of_time:
                     console.line(f"time budget the search of {space.name} ends here, to leave time for what follows")
     finally:

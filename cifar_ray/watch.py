@@ -129,6 +129,9 @@ class SearchWatch:
             self.console.line(f"{record['name']} failed: {record['reason']}")
         self.console.status(self.status())
 
+    def trial_put_back(self, number: int) -> None:
+        del self.running[number]
+
     def _count(self, record: Row) -> None:
         self.states[record["state"]] += 1
         if record["best"] and (self.best is None or record["best"]["val_metric"] > self.best[0]):

@@ -1,6 +1,7 @@
 """The search on real Ray and a real Optuna journal: how each kind of trial ends up in the study."""
 
 import contextlib
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,13 @@ class Recorder:
     def trial_ended(self, record: dict[str, Any]) -> None:
         self.records.append(record)
         self.events.append(("ended", record["number"]))
+
+    def trial_put_back(self, number: int) -> None:
+        self.events.append(("put back", number))
+
+    @property
+    def num_epochs(self) -> int:
+        return sum(map(len, self.rows.values()))
 
 
 def run_search(
@@ -181,7 +189,8 @@ def test_short_epochs_are_reported_together_and_all_of_them_are_on_record(
 
     class Noting(search.StudySearcher):
         def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-            numbers.append([row["epoch"] for row in result[ROWS]])
+            if result[ROWS]:  # not of the report before a trial begins
+                numbers.append([row["epoch"] for row in result[ROWS]])
             super().on_trial_result(trial_id, result)
 
     study, recorder = run_search([small_config(0.1)], digit_arrays, tmp_path, 1, kind=Noting)
@@ -302,15 +311,48 @@ def test_a_search_whose_time_is_up_ends_its_trials_when_they_report(
     hardware: Any, digit_arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     recorder = Recorder()
-    limits = search.Limits(out_of_time=lambda records: sum(map(len, recorder.rows.values())) >= MAX_EPOCHS + 3)
-    study, _ = run_search([small_config(0.1)], digit_arrays, tmp_path, 1000, recorder=recorder, limits=limits)
+
+    class CountingEpochs(search.StudySearcher):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args, clock=lambda: recorder.num_epochs)
+
+    limits = search.Limits(end_s=lambda records: MAX_EPOCHS + 3)
+    study, _ = run_search(
+        [small_config(0.1)], digit_arrays, tmp_path, 1000, recorder=recorder, limits=limits, kind=CountingEpochs
+    )
     records = list(study_records(study))
     stopped = [record for record in records if record["reason"] == "stopped by --time-budget"]
     assert {record["state"] for record in stopped} == {"pruned"}
-    # One goes on to its next rung (from epoch 2 to 6); what was drawn ahead has two epochs, before it is stopped.
-    assert MAX_EPOCHS + 3 <= sum(record["epochs"] for record in records) <= MAX_EPOCHS + 2 + 4 + 2
+    # One goes on to its next rung (from epoch 2 to 6); what was drawn ahead does not begin.
+    assert MAX_EPOCHS + 3 <= recorder.num_epochs <= MAX_EPOCHS + 2 + 4
     assert records[0]["state"] == "complete"
-    assert all(trial.state.is_finished() for trial in reopen(tmp_path).trials if trial.intermediate_values)
+    trials = reopen(tmp_path).trials
+    assert [trial.state for trial in trials[len(records) :]] == [TrialState.WAITING]
+    assert recorder.events[-1] == ("put back", len(records)) and not recorder.rows[len(records)]
+    # Another session takes it up first.
+    study, recorder = run_search([small_config(0.1)], digit_arrays, tmp_path, len(records) + 1)
+    assert list(recorder.rows) == [len(records)] and study.trials[-1].params == trials[-1].params
+
+
+class Impatient(Recorder):
+    """Presses Ctrl-C when the first trial has reported."""
+
+    def epoch_ended(self, number: int, row: dict[str, Any]) -> None:
+        super().epoch_ended(number, row)
+        if row["epoch"] == 1:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_ends_a_search_and_what_was_running_is_run_again(
+    hardware: Any, digit_arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_search([small_config(0.1)], digit_arrays, tmp_path, 3, recorder=Impatient())
+    assert reopen(tmp_path).trials[0].state is TrialState.RUNNING
+    before = signal.getsignal(signal.SIGINT)
+    study, recorder = run_search([small_config(0.1)], digit_arrays, tmp_path, 2)
+    assert sorted(recorder.rows) == [0, 1] and len(list(study_records(study))) == 2
+    assert signal.getsignal(signal.SIGINT) is before  # what follows a search is interrupted as it was before
 
 
 def test_a_killed_search_goes_on_with_what_was_running_under_its_number_and_parameters(
