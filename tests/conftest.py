@@ -6,6 +6,7 @@ import importlib
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -41,15 +42,11 @@ def hardware() -> Iterator[object]:
         yield found
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
     """Tensors this small gain nothing from threads, and lose much where other processes want the cores too."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    if "torch" in sys.modules:  # imported by a test that was collected
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

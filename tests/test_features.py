@@ -19,7 +19,7 @@ from cifar_ray.metrics import loss_and_accuracy
 from cifar_ray.models import build_model
 from cifar_ray.models.resnet import ResNet
 
-pytestmark = pytest.mark.usefixtures("one_thread", "own_cache")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 AUGMENT = AugmentConfig(crop_padding=2, flip="random", cutout=2)
 

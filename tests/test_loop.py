@@ -50,9 +50,6 @@ from cifar_ray.metrics import loss_and_accuracy
 from cifar_ray.models import build_model
 from cifar_ray.optim import LRSchedule, lr_factor, make_optimizer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 # ---- data ----
 
 

@@ -28,9 +28,6 @@ NAMES: dict[type[nn.Module], str] = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def images(count: int, channels: int = 3, size: int = 8, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, channels, size, size), generator=generator, dtype=torch.uint8)

@@ -13,8 +13,6 @@ EPS = 1e-5
 EVONORMS = ["evonorm_s0", "evonorm_b0"]
 SHAPES = [(2, 4, 3, 5), (3, 12, 2, 2), (2, 16, 1, 1), (1, 3, 4, 4), (4, 1, 2, 3), (1, 1, 1, 1)]
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def evonorm(name: str, channels: int) -> EvoNormS0 | EvoNormB0:
     """A layer in which no two parameters are alike."""

@@ -12,8 +12,6 @@ from cifar_ray.config import CNNConfig, LRScheduleConfig, OptimizerConfig, Trial
 from cifar_ray.models import build_model
 from cifar_ray.optim import LRSchedule, lr_factor, make_optimizer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SCHEDULES = ["constant", "step", "cosine", "one_cycle", "plateau"]
 
 

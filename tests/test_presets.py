@@ -28,8 +28,6 @@ RESNETS = [
 WITHOUT_AUGMENTATION = ["resnet18-frozen", "resnet50-frozen", "resnet50-frozen-mlp"]
 TUTORIAL = ["simple-cnn", "mish-cnn", "mish-bn-cnn", "evonorm-cnn"]
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_these_are_the_presets() -> None:
     assert list(PRESETS) == [*TUTORIAL, "small-cnn", "fast-cnn", *RESNETS]

@@ -17,7 +17,7 @@ from cifar_ray.loop import NonFiniteLossError, Ranks, eval_model, run_experiment
 from cifar_ray.metrics import loss_and_accuracy, ranking_metric
 from cifar_ray.models import build_model
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("ranks")]
+pytestmark = pytest.mark.xdist_group("ranks")
 
 PARALLEL = tiny_config(
     model=SMOOTH, lr_schedule=schedule("cosine"), optimizer=OptimizerConfig(lr=0.02), label_smoothing=0.1

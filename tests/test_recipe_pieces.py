@@ -20,8 +20,6 @@ from cifar_ray.models import Classifier, build_model
 from cifar_ray.models.cnn import CNN, ConvBlock, PatchWhitening
 from cifar_ray.optim import Lookahead, LRSchedule, make_optimizer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CARD = {"class_names": ["a", "b"], "resize": {"channels": 1, "image_size": 8, "rule": "none"}}
 WHITENED = tiny_config(model=replace(TINY, whitening=True))
 

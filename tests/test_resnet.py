@@ -15,8 +15,6 @@ from cifar_ray.models import Classifier, build_model
 from cifar_ray.models.resnet import ResNet
 from cifar_ray.optim import LRSchedule, make_optimizer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 STAGES = ["layer4", "layer3", "layer2", "layer1"]
 OPTIMIZERS = ("sgd", "adamw", "muon")
 NO_IMAGES = torch.empty(0)

@@ -30,9 +30,6 @@ NUM_SHAPES = 40
 NUM_RUN = 3
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def task_name(task: Task) -> str:
     return f"{task.image_size}px-{task.channels}c-{task.device}"
 
