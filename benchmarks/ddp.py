@@ -24,15 +24,17 @@ import ray
 import torch
 import torch.distributed as dist
 
+from cifar_ray.cli.console import Console
 from cifar_ray.config import Task, TrialConfig, trial_config
-from cifar_ray.data import load_data
-from cifar_ray.desk import Epoch, Message
-from cifar_ray.loop import DeviceData, Ranks, Row, run_experiment
+from cifar_ray.data.splits import load_data
+from cifar_ray.distributed.jobs import Epoch, Message
+from cifar_ray.distributed.process import TrialSettings
+from cifar_ray.distributed.session import output_to_file, ray_session, temporary_folder
+from cifar_ray.distributed.workers import FinalModel, Workers, train_models
 from cifar_ray.presets import preset
-from cifar_ray.progress import Console
-from cifar_ray.runtime import output_to_file, ray_session, temporary_folder
-from cifar_ray.trial import TrialSettings
-from cifar_ray.worker import FinalModel, Workers, train_models
+from cifar_ray.results.records import Row
+from cifar_ray.training.device_data import DeviceData
+from cifar_ray.training.loop import Ranks, run_experiment
 
 SEED = 7
 

@@ -18,10 +18,11 @@ from pathlib import Path
 import torch
 
 from cifar_ray.config import Task, TrialConfig
-from cifar_ray.data import load_data
-from cifar_ray.loop import DeviceData, Ranks, Training, run_experiment
+from cifar_ray.data.splits import load_data
+from cifar_ray.models.pretrained import weights_of_file
 from cifar_ray.presets import preset
-from cifar_ray.weights import weights_of_file
+from cifar_ray.training.device_data import DeviceData
+from cifar_ray.training.loop import Ranks, Training, run_experiment
 
 MAX_EPOCHS = 8
 

@@ -5,7 +5,7 @@
 Simulates accuracies of n seeds on the same N images. A seed has a true accuracy of its own (a beta distribution of the
 mean and spread given); an image is hard or easy for all seeds alike (their latent normal variables correlate by 0.7).
 Prints, for each candidate, N and n, the coverage over all means and spreads, the lowest of any of them, and the mean
-width; then the chosen one, `ranking.score_interval`, for each mean and spread.
+width; then the chosen one, `statistics.score_interval`, for each mean and spread.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
 
-from cifar_ray.ranking import score_interval
+from cifar_ray.results.statistics import score_interval
 
 MEANS = (0.5, 0.9, 0.99, 0.997)
 SPREADS = (0.0, 0.002, 0.005, 0.01, 0.03)

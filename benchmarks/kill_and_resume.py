@@ -22,7 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cifar_ray.results import RunFolder, read_csv, read_json, read_trials
+from cifar_ray.files import read_json
+from cifar_ray.results.records import RunFolder, read_csv, read_trials
 
 FLAGS = ["--data", "digits", "--train-size", "400", "--trials", "10", "--max-epochs", "4", "--finalists", "1"]
 FLAGS += ["--final-seeds", "2", "--name", "run"]

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cifar_ray import augment
 from cifar_ray.config import Task, TrialConfig
-from cifar_ray.loop import DeviceData, train_epoch
-from cifar_ray.models import Classifier, build_model
-from cifar_ray.optim import LRSchedule, make_optimizer
+from cifar_ray.models.classifier import Classifier, build_model
 from cifar_ray.presets import preset
+from cifar_ray.training import augment
+from cifar_ray.training.device_data import DeviceData
+from cifar_ray.training.loop import train_epoch
+from cifar_ray.training.optim import LRSchedule, make_optimizer
 
 
 def bare_epoch(

@@ -22,9 +22,10 @@ import torch
 from scipy import stats
 
 from cifar_ray.config import AugmentConfig, CNNConfig, LRScheduleConfig, OptimizerConfig, Task, TrialConfig
-from cifar_ray.data import load_data
-from cifar_ray.loop import DeviceData, run_experiment
+from cifar_ray.data.splits import load_data
 from cifar_ray.presets import preset
+from cifar_ray.training.device_data import DeviceData
+from cifar_ray.training.loop import run_experiment
 
 AIRBENCH = TrialConfig(
     model=CNNConfig(widths=[16, 64, 64], blocks=[2, 2, 2], kernel_sizes=[3, 3, 3], activation="gelu", head_pool="max"),

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import psutil
 
-from cifar_ray.ranking import compare, difference_text, score_text
-from cifar_ray.records import Records
-from cifar_ray.results import DEFAULT, RunFolder, slot_seconds
+from cifar_ray.reporting.parts import difference_text, score_text
+from cifar_ray.results.recorded_run import Records
+from cifar_ray.results.records import DEFAULT, RunFolder, slot_seconds
+from cifar_ray.results.statistics import compare
 
 
 def peak_memory(driver: psutil.Process, peaks: dict[str, float]) -> None:

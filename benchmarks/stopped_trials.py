@@ -15,17 +15,18 @@ from typing import Any
 import optuna
 import ray
 
-from cifar_ray import search
+from cifar_ray.cli.console import Console
 from cifar_ray.config import Task
-from cifar_ray.data import load_data
-from cifar_ray.progress import Console
-from cifar_ray.results import RunFolder
-from cifar_ray.runtime import output_to_file, ray_session, temporary_folder
-from cifar_ray.space import Space
-from cifar_ray.study import open_study, study_records
-from cifar_ray.trial import TrialSettings
-from cifar_ray.watch import SearchWatch
-from cifar_ray.worker import Workers, open_pool
+from cifar_ray.data.splits import load_data
+from cifar_ray.distributed.process import TrialSettings
+from cifar_ray.distributed.session import output_to_file, ray_session, temporary_folder
+from cifar_ray.distributed.workers import Workers, open_pool
+from cifar_ray.results.records import RunFolder
+from cifar_ray.search.searcher import StudySearcher
+from cifar_ray.search.space import Space
+from cifar_ray.search.study import open_study, study_records
+from cifar_ray.search.tuner import run_search
+from cifar_ray.tracking.live import SearchWatch
 
 MAX_EPOCHS = 10
 DEADLINE_S = 120.0
@@ -57,12 +58,12 @@ def main() -> None:
     ):
         study = open_study(Path(run) / "study.journal", "hopeless", "random", seed=0)
         watch = SearchWatch(RunFolder(Path(run)), console, num_trials, cpus // 2, {})
-        searcher = search.StudySearcher(study, Space("hopeless", hopeless), task, num_trials, 0, watch)
+        searcher = StudySearcher(study, Space("hopeless", hopeless), task, num_trials, 0, watch)
         settings = TrialSettings([ray.put(data.training_arrays())], 10, MAX_EPOCHS, MAX_EPOCHS, "auc", 1)  # has no ties
         workers = Workers(cpus, 2, {"CPU": 1, "GPU": 0})
         began = time.monotonic()
         with open_pool(settings, workers, temp, judged=True) as pool:
-            search.run_search(searcher, settings, workers.resources, workers.num_groups, temp, pool)
+            run_search(searcher, settings, workers.resources, workers.num_groups, temp, pool)
             ended = time.monotonic()
         while ray.available_resources().get("CPU", 0) < cpus and time.monotonic() - ended < DEADLINE_S:
             time.sleep(0.05)

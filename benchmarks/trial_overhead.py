@@ -12,16 +12,17 @@ from pathlib import Path
 
 import ray
 
-from cifar_ray import search
+from cifar_ray.cli.console import Console
 from cifar_ray.config import Task
-from cifar_ray.data import load_data
-from cifar_ray.progress import Console
-from cifar_ray.results import RunFolder
-from cifar_ray.runtime import output_to_file, ray_session, temporary_folder
-from cifar_ray.space import Space
-from cifar_ray.study import open_study, study_records
-from cifar_ray.trial import TrialSettings
-from cifar_ray.watch import SearchWatch
+from cifar_ray.data.splits import load_data
+from cifar_ray.distributed.process import TrialSettings
+from cifar_ray.distributed.session import output_to_file, ray_session, temporary_folder
+from cifar_ray.results.records import RunFolder
+from cifar_ray.search.searcher import StudySearcher
+from cifar_ray.search.space import Space
+from cifar_ray.search.study import open_study, study_records
+from cifar_ray.search.tuner import run_search
+from cifar_ray.tracking.live import SearchWatch
 
 NUM_TRIALS = 30
 SLOTS = 2
@@ -45,10 +46,10 @@ def main() -> None:
         study = open_study(Path(run) / "study.journal", "trivial", "tpe", seed=0)
         watch = SearchWatch(RunFolder(Path(run)), console, NUM_TRIALS, SLOTS, {})
         space = Space("trivial", trivial)
-        searcher = search.StudySearcher(study, space, task, NUM_TRIALS, 0, watch)
+        searcher = StudySearcher(study, space, task, NUM_TRIALS, 0, watch)
         settings = TrialSettings([ray.put(data.training_arrays())], 10, 3, 3, "accuracy", 1)
         began = time.monotonic()
-        search.run_search(searcher, settings, {"CPU": 1, "GPU": 0}, SLOTS, temp)
+        run_search(searcher, settings, {"CPU": 1, "GPU": 0}, SLOTS, temp)
         wall = time.monotonic() - began
         records = list(study_records(study))
     later = [record["seconds"] for record in records if record["seconds"]["startup"] == 0]

@@ -16,10 +16,12 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic.dataclasses import dataclass
 
+from cifar_ray.errors import InputError
 
-class InputError(ValueError):
-    """Something the user gave is wrong; the message is one line that says what, where and what to do."""
+WEIGHTS = ("DEFAULT", "IMAGENET1K_V1", "IMAGENET1K_V2", "none")
+"""Names of backbone weights; all else is the path of a file."""
 
+WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors")
 
 Positive = Annotated[int, pydantic.Field(ge=1)]
 NonNegative = Annotated[int, pydantic.Field(ge=0)]

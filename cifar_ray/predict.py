@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import sys
-import unicodedata
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -18,15 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cifar_ray.command import parse_flags, run_command
-from cifar_ray.config import InputError
-from cifar_ray.decode import decode_image, map_images
-from cifar_ray.image_folder import IMAGE_SUFFIXES
-from cifar_ray.progress import num_columns
-from cifar_ray.settings import PredictSettings
+from cifar_ray.cli.flags import parse_flags, run_command
+from cifar_ray.cli.settings import PredictSettings
+from cifar_ray.data.decode import decode_image, map_images
+from cifar_ray.data.folder import IMAGE_SUFFIXES
+from cifar_ray.errors import InputError
+from cifar_ray.text import num_columns, pad, printable, shorten
 
 if TYPE_CHECKING:
-    from cifar_ray.models import Classifier
+    from cifar_ray.models.classifier import Classifier
+
 
 BATCH_SIZE = 64
 """Images classified at once: few, so that the first rows come soon."""
@@ -38,7 +38,6 @@ MIN_RUNNER_UP = 0.01
 
 MIN_COLUMNS = 60
 """A terminal narrower than this breaks the rows, which are not shortened any further."""
-
 
 EPILOG = """\
 examples:
@@ -59,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     # torch takes seconds to import: wrong flags and paths are told, and --help shown, before that.
     import torch
 
-    from cifar_ray.checkpoint import load_model
+    from cifar_ray.models.saved import load_model
 
     model = load_model(settings.model, "cuda" if torch.cuda.is_available() else "cpu")
     card = json.loads((settings.model / "config.json").read_text())
@@ -72,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     for file, result in classify(model, card["resize"], files):
         if isinstance(result, InputError):
             num_bad += 1
-            print(f"error: {_shown(str(result))}", file=sys.stderr)
+            print(f"error: {printable(str(result))}", file=sys.stderr)
         else:
             print(table.row(file, result) if table else json_row(file, names, result), flush=True)
     return 2 if num_bad else 0
@@ -125,7 +124,7 @@ def classify(
     """
     import torch
 
-    from cifar_ray.loop import eval_model
+    from cifar_ray.training.loop import eval_model
 
     device = next(model.parameters()).device
     named = ((str(file), file) for file in files)
@@ -153,8 +152,8 @@ class Table:
     """
 
     def __init__(self, files: Sequence[Path], class_names: Sequence[str], width: int | None) -> None:
-        self.class_names = [_shown(name) for name in class_names]
-        self.path_width = max(len("image"), *(num_columns(_shown(str(file))) for file in files))
+        self.class_names = [printable(name) for name in class_names]
+        self.path_width = max(len("image"), *(num_columns(printable(str(file))) for file in files))
         self.class_width = max(len("class"), *map(num_columns, self.class_names))
         self.width = width and max(width, MIN_COLUMNS)
         if self.width:
@@ -162,14 +161,14 @@ class Table:
             room = self.width - 20
             self.class_width = min(self.class_width, (room - min(self.path_width, room * 2 // 5)) // 2)
             self.path_width = min(self.path_width, room - 2 * self.class_width)
-            self.class_names = [_fit(name, self.class_width, middle=True) for name in self.class_names]
-        self.header = f"{_pad('image', self.path_width)}  {_pad('class', self.class_width)}           runners-up"
+            self.class_names = [shorten(name, self.class_width, middle=True) for name in self.class_names]
+        self.header = f"{pad('image', self.path_width)}  {pad('class', self.class_width)}           runners-up"
 
     def row(self, file: Path, probabilities: Sequence[float]) -> str:
-        path = _fit(_shown(str(file)), self.path_width, middle=False)
+        path = shorten(printable(str(file)), self.path_width, middle=False)
         ranked = heapq.nlargest(1 + MAX_RUNNERS_UP, zip(self.class_names, probabilities, strict=True), itemgetter(1))
         (name, probability), *others = ranked
-        row = f"{_pad(path, self.path_width)}  {_pad(name, self.class_width)}  {_percent(probability):>7}"
+        row = f"{pad(path, self.path_width)}  {pad(name, self.class_width)}  {_percent(probability):>7}"
         separator = "  "
         for name, probability in others:
             entry = f"{separator}{name} {_percent(probability)}"
@@ -181,30 +180,6 @@ class Table:
 
 def _percent(probability: float) -> str:
     return f"{100 * probability:.1f} %"
-
-
-def _shown(text: str) -> str:
-    """Text for one line of a terminal: no control characters, line ends or bytes that are no text."""
-    if text.isprintable():
-        return text
-    return "".join("?" if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char for char in text)
-
-
-def _pad(text: str, width: int) -> str:
-    return text + " " * (width - num_columns(text))
-
-
-def _fit(text: str, width: int, *, middle: bool) -> str:
-    """Shorten text that is too wide: leave out its middle, or else its beginning."""
-    if num_columns(text) <= width:
-        return text
-    kept = width - 1
-    while True:
-        head = kept // 2 if middle else 0
-        short = f"{text[:head]}…{text[len(text) - (kept - head) :]}"
-        if num_columns(short) <= width:
-            return short
-        kept -= 1  # some characters take two columns
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ from cifar_ray.config import (
     AugmentConfig,
     CNNConfig,
     Flip,
-    InputError,
     LRScheduleConfig,
     OptimizerConfig,
     ResNetConfig,
     Task,
     TrialConfig,
 )
+from cifar_ray.errors import InputError
 
 THREE_CONVOLUTIONS: dict[str, dict[str, Any]] = {
     "simple-cnn": {"norm": "none", "activation": "relu"},
@@ -60,7 +60,9 @@ def preset(name: str, task: Task) -> TrialConfig:
         InputError: there is none of that name.
     """
     if name in DEFAULT_RECIPES:
-        from cifar_ray.space import load_space  # Optuna takes a second to import, and names alone need none of it
+        from cifar_ray.search.space import (
+            load_space,  # Optuna takes a second to import, and names alone need none of it
+        )
 
         return load_space("cnn").default_config(dataclasses.replace(task, device=DEFAULT_RECIPES[name]))
     if name in RESNETS:

@@ -4,9 +4,9 @@ import os
 import textwrap
 from collections.abc import Sequence
 
-from cifar_ray.command import parse_flags, run_command
+from cifar_ray.cli.flags import parse_flags, run_command
+from cifar_ray.cli.settings import TrainSettings, run_settings
 from cifar_ray.presets import PRESETS
-from cifar_ray.settings import TrainSettings, run_settings
 
 EPILOG = f"""\
 presets: {textwrap.fill(", ".join(PRESETS), 100, subsequent_indent="  ", break_on_hyphens=False)}
@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     if settings.address is not None:
         os.environ["RAY_ADDRESS"] = settings.address
     # torch and Ray take seconds to import: a wrong flag is told, and --help shown, before that.
-    from cifar_ray.train_run import train
+    from cifar_ray.driver.train import train
 
     return train(settings)
 

@@ -3,8 +3,8 @@
 import os
 from collections.abc import Sequence
 
-from cifar_ray.command import parse_flags, run_command
-from cifar_ray.settings import TuneSettings, run_settings
+from cifar_ray.cli.flags import parse_flags, run_command
+from cifar_ray.cli.settings import TuneSettings, run_settings
 
 EPILOG = """\
 spaces: cnn (convolutional networks from scratch), resnet (pretrained ResNets), or a Python file of your own.
@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     if settings.address is not None:
         os.environ["RAY_ADDRESS"] = settings.address
     # torch and Ray take seconds to import: a wrong flag is told, and --help shown, before that.
-    from cifar_ray.tune_run import tune
+    from cifar_ray.driver.tune import tune
 
     return tune(settings)
 

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import launcher
 import numpy as np
 import pytest
+from helpers import launcher
 
-from cifar_ray import command
+from cifar_ray.cli import flags
 
 # Ray would start a session by itself for a test that forgot to ask for `hardware`.
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
@@ -34,10 +34,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def hardware() -> Iterator[object]:
     """One Ray session for all tests that ask for it: two slots, whatever the machine has."""
-    from cifar_ray.runtime import ray_session, temporary_folder
+    from cifar_ray.distributed.session import ray_session, temporary_folder
 
     # Ray's workers import the test modules whose functions and classes they run.
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    tests = Path(__file__).parent
+    folders = [tests, *(path for path in sorted(tests.glob("[a-z]*")) if path.is_dir())]
+    os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
     with temporary_folder() as folder, ray_session(folder, num_cpus=2) as found:
         yield found
 
@@ -52,7 +54,7 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def digit_arrays() -> dict[str, np.ndarray]:
     """The arrays that trials get, from a few hundred digits: more to train on than `digits` itself has."""
-    from cifar_ray.data import load_data
+    from cifar_ray.data.splits import load_data
 
     arrays = load_data("digits").training_arrays()
     return {
@@ -90,7 +92,7 @@ def refused(
         before = files(tmp_path / "runs")
         monkeypatch.setattr("sys.argv", [name, *args])
         with pytest.raises(SystemExit) as ended:
-            command.run_command(importlib.import_module(f"cifar_ray.{name}").main)
+            flags.run_command(importlib.import_module(f"cifar_ray.{name}").main)
         assert ended.value.code == 2
         assert files(tmp_path / "runs") == before
         out, err = capfd.readouterr()
@@ -106,5 +108,5 @@ def refused_by_ray(
     refused: Callable[..., str], hardware: object, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., str]:
     """As `refused`, for what is found once Ray has started: with the Ray session of all tests instead of one more."""
-    monkeypatch.setattr("cifar_ray.pipeline.ray_session", lambda folder: contextlib.nullcontext(hardware))
+    monkeypatch.setattr("cifar_ray.driver.stages.ray_session", lambda folder: contextlib.nullcontext(hardware))
     return refused

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from cifar_ray.config import InputError, TrialConfig, has_value, load_trial_config, trial_config, with_values
+from cifar_ray.config import TrialConfig, has_value, load_trial_config, trial_config, with_values
+from cifar_ray.errors import InputError
 
 UNUSUAL: dict[str, Any] = {
     "family": "cnn",

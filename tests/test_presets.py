@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from cifar_ray.config import InputError, ResNetConfig, Task, TrialConfig, trial_config
-from cifar_ray.loop import DeviceData, run_experiment
-from cifar_ray.models import build_model, count_params
+from cifar_ray.config import ResNetConfig, Task, TrialConfig, trial_config
+from cifar_ray.errors import InputError
+from cifar_ray.models.classifier import build_model, count_params
 from cifar_ray.presets import PRESETS, preset
-from cifar_ray.space import load_space
+from cifar_ray.search.space import load_space
+from cifar_ray.training.device_data import DeviceData
+from cifar_ray.training.loop import run_experiment
 
 CIFAR10 = Task(10, 3, 32, 45_000, "cpu")
 DIGITS = Task(10, 1, 8, 200, "cpu", flips=("none",))

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cifar_ray.config import CNNConfig, InputError
+from cifar_ray.config import CNNConfig
+from cifar_ray.errors import InputError
 from cifar_ray.models.norms import make_norm
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "mish": nn.Mish, "silu": nn.SiLU, "gelu": nn.GELU}

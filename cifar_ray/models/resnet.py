@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cifar_ray.config import FINETUNED_STAGES, InputError, ResNetConfig
-from cifar_ray.weights import backbones
+from cifar_ray.config import FINETUNED_STAGES, ResNetConfig
+from cifar_ray.errors import InputError
+from cifar_ray.models.pretrained import backbones
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of the pixels (0..1) that torchvision's weights were trained on."""

@@ -1,0 +1,1 @@
+"""What a command line is made of: flags, their values, and the terminal."""

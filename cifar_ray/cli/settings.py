@@ -1,0 +1,318 @@
+"""The flags of the commands, and the settings of a run that is taken up again."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import pydantic
+
+from cifar_ray.cli.flags import at_least, flag, one_of
+from cifar_ray.config import WEIGHTS, WEIGHTS_SUFFIXES
+from cifar_ray.errors import InputError
+from cifar_ray.files import read_json
+from cifar_ray.results.records import RunFolder, folder_name
+
+BUILT_IN_DATA = ("cifar10", "digits")
+
+LARGEST_IMAGE = 1024
+"""Side in pixels: of larger images a few thousand do not fit into memory."""
+
+METRICS = ("accuracy", "auc", "f1")
+
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+"""Whether `ray job submit` started this process. Its working folder belongs to Ray then."""
+
+
+def _not_empty(text: str) -> str:
+    # Such as that of a shell variable that is not set; as a path it would be the working folder.
+    if not text:
+        raise ValueError("must not be empty")
+    return text
+
+
+def _data_source(text: str) -> str:
+    return text if text in BUILT_IN_DATA else str(_path(text))
+
+
+def _spaces(text: str) -> str:
+    names = [part.strip() for part in text.split(",")]
+    # Absolute, so that a run can be taken up from another folder.
+    return ",".join(os.path.abspath(os.path.expanduser(name)) if name.endswith(".py") else name for name in names)
+
+
+def _path(text: str) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(_not_empty(text))))
+
+
+def _weights(text: str) -> str:
+    if text in WEIGHTS:
+        return text
+    path = _path(text)
+    # A name in the wrong case would otherwise be a file that is not there, and only be told after all else is loaded.
+    if path.suffix.lower() not in WEIGHTS_SUFFIXES and not os.path.exists(path):
+        raise ValueError(f"must be {', '.join(WEIGHTS)} or a file ({', '.join(WEIGHTS_SUFFIXES)}), not {text!r}")
+    return str(path)
+
+
+def _key_and_value(text: str) -> str:
+    key, _, value = text.partition("=")
+    if not key or not value:
+        raise ValueError(f"must be KEY=VALUE such as model/dropout=0.2, not {text!r}")
+    return text
+
+
+def _image_size(text: str) -> int | None:
+    size = None if text == "auto" else at_least(1)(text)
+    if size is not None and size > LARGEST_IMAGE:
+        raise ValueError(f"must be at most {LARGEST_IMAGE} pixels, not {text}")
+    return size
+
+
+def _gpus_per_trial(text: str) -> int | None:
+    return None if text == "auto" else at_least(0)(text)
+
+
+def count(text: str) -> int:
+    """Parse a positive count such as `150000`, `150k` or `1.5M`."""
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)([kKmMgGbB]?)", text)
+    number = found and round(float(found[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}[found[2].lower()])
+    if not number:
+        raise ValueError(f"must be a number above 0 such as 150k or 1M, not {text!r}")
+    return number
+
+
+def seconds(text: str) -> float:
+    """Parse a duration such as `90s`, `10m` or `1h30m` into seconds."""
+    parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text)
+    total = (
+        sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (3600, 60, 1), strict=True)) if parts else 0
+    )
+    if not total:
+        raise ValueError(f"must be a duration such as 90s, 10m or 1h30m, not {text!r}")
+    return total
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What every run takes: its data, its metric, its devices and its folder."""
+
+    groups: ClassVar[dict[str, tuple[str, ...]]] = {
+        "what to search or train": (
+            *(
+                "space",
+                "preset",
+                "config",
+                "set",
+                "metric",
+                "trials",
+                "max_epochs",
+                "finalists",
+                "final_seeds",
+                "seeds",
+            ),
+            *("patience", "sampler", "weights", "seed", "show"),
+        ),
+        "on what data": ("data", "data_dir", "train_size", "image_size", "skip_bad_images"),
+        "limits": ("time_budget", "max_params", "dry_run"),
+        "where to run": (
+            *("cpus_per_trial", "gpus_per_trial", "workers_per_trial", "workers"),
+            "address",
+        ),
+        "what comes out": ("name", "runs_dir", "resume"),
+    }
+    """Headings of `--help`, and the flags of all commands that stand under each."""
+
+    data: str | None = flag("cifar10", "cifar10, digits, or a folder of images or parquet", _data_source, "NAME|PATH")
+    data_dir: Path | None = flag(None, "where cifar10 is or is downloaded to (default: the user's cache folder)", _path)
+    skip_bad_images: bool = flag(False, "leave out images that cannot be read, and list them in run.json")
+    train_size: int | None = flag(None, "use this many training images, validation included", at_least(1), "N")
+    image_size: int | None = flag(
+        None,
+        "side of the images in pixels (default: auto, native up to 64, else 32; with ResNets 96, or 160 on GPUs)",
+        _image_size,
+        "auto|N",
+    )
+    metric: str | None = flag("accuracy", "what ranks models: accuracy, auc or f1 (macro)", one_of(*METRICS), "NAME")
+    weights: str | None = flag(
+        None,
+        "backbone weights of ResNets: DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2, none, or a file (.pth, .safetensors) with "
+        "torchvision's keys (default: what a configuration says, DEFAULT in a search)",
+        _weights,
+        "NAME|PATH",
+    )
+    set: tuple[str, ...] = flag(
+        (),
+        "give all configurations this value, such as model/dropout=0.2 or optimizer/name=adamw, and do not search it; "
+        "may be given several times",
+        _key_and_value,
+        "KEY=VALUE",
+    )
+    patience: int | None = flag(
+        None,
+        "end a final training after so many epochs without a better validation metric, and keep its best weights; for "
+        "schedules that do not anneal: constant, plateau, and step after its last drop (default: none)",
+        at_least(1),
+        "N",
+    )
+    cpus_per_trial: int = flag(1, "CPUs of each worker of a trial or of a final training", at_least(1), "N")
+    gpus_per_trial: int | None = flag(
+        None, "GPUs of each, 0 or 1 (default: auto, 1 where there are GPUs)", _gpus_per_trial, "auto|N"
+    )
+    seed: int = flag(0, "seed of the whole run", at_least(0), "N")
+    name: str | None = flag(None, "name of the run (default: what it does, its data, and the time)", folder_name)
+    runs_dir: Path = flag(
+        Path.home() / "cifar_ray_runs" if SUBMITTED else Path("runs"), "folder that run folders are made in", _path
+    )
+    resume: str | None = flag(
+        None, "go on with an interrupted run, given by name or folder; all else comes from it", _not_empty, "RUN"
+    )
+    address: str | None = flag(
+        None, "join the Ray cluster at this address (auto or HOST:PORT) instead of using this machine alone", _not_empty
+    )
+
+    @property
+    def fixed(self) -> dict[str, str]:
+        """The texts of `--set` by their keys."""
+        return {key: value for key, _, value in (text.partition("=") for text in self.set)}
+
+    @property
+    def workers_flag(self) -> str:
+        """The flag that says how many workers train a model together."""
+        raise NotImplementedError
+
+    @property
+    def workers_per_model(self) -> int:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class TuneSettings(RunSettings):
+    """Search a space for the best model, train the finalists over several seeds, evaluate them, write a report."""
+
+    space: str = flag(
+        "cnn", "search spaces, built-in names or Python files; several share the trials", _spaces, "NAME|FILE.py[,...]"
+    )
+    trials: int = flag(50, "configurations to try, beside those that fail or are over a limit", at_least(1), "N")
+    max_epochs: int = flag(
+        30, "epochs of each final training, and of a trial that is not stopped early", at_least(1), "N"
+    )
+    time_budget: float | None = flag(
+        None,
+        "end the search early enough to have all done in this time, report included: 10m, 1h30m",
+        seconds,
+        "T",
+    )
+    workers_per_trial: int = flag(
+        1, "workers that train each model together, in the search and in the finals", at_least(1), "N"
+    )
+    sampler: str = flag(
+        "tpe",
+        "how configurations are drawn: tpe (Optuna's, learns from the trials so far) or random",
+        one_of("tpe", "random"),
+    )
+    max_params: int | None = flag(None, "only models of at most this many parameters: 150k, 1M", count, "N")
+    finalists: int = flag(
+        3, "best configurations that are trained again over several seeds, beside the default recipe", at_least(1), "N"
+    )
+    final_seeds: int = flag(3, "seeds of each final configuration", at_least(1), "N")
+    dry_run: bool = flag(False, "show sampled configurations, and the time, memory and disk it takes; train nothing")
+
+    @property
+    def workers_flag(self) -> str:
+        return "--workers-per-trial"
+
+    @property
+    def workers_per_model(self) -> int:
+        return self.workers_per_trial
+
+
+@dataclass(frozen=True)
+class TrainSettings(RunSettings):
+    """Train named models over several seeds, evaluate them as after a search, write a report."""
+
+    preset: tuple[str, ...] = flag((), "a model by name, may be given several times", metavar="NAME")
+    config: tuple[Path, ...] = flag(
+        (), "a model by its config.json, such as best/config.json of a run; may be given several times", _path, "FILE"
+    )
+    data: str | None = flag(
+        None,
+        "as for tune (default: that of the first --config, else cifar10)",
+        _data_source,
+        "NAME|PATH",
+    )
+    metric: str | None = flag(
+        None, "as for tune (default: that of the first --config, else accuracy)", one_of(*METRICS), "NAME"
+    )
+    max_epochs: int | None = flag(
+        None, "epochs of each training (default: those of the first --config, else 30)", at_least(1), "N"
+    )
+    seeds: int = flag(3, "seeds of each configuration", at_least(1), "N")
+    show: bool = flag(False, "print the configurations as JSON, for --config; train nothing")
+    workers: int = flag(1, "workers that train each model together", at_least(1), "N")
+
+    @property
+    def workers_flag(self) -> str:
+        return "--workers"
+
+    @property
+    def workers_per_model(self) -> int:
+        return self.workers
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """Classify images with a saved model: print the class of each one and how probable it is."""
+
+    model: Path = flag(None, "folder of a saved model, such as runs/NAME/best", _path, "MODEL", positional=True)
+    images: tuple[Path, ...] = flag((), "images, and folders of images", Path, "IMAGE", positional=True)
+    json: bool = flag(False, "print one JSON object a line")
+
+
+Run = TypeVar("Run", bound=RunSettings)
+
+NOT_OF_THE_RUN = ("resume", "runs_dir", "address")
+"""Flags that may differ when a run is taken up again."""
+
+
+def run_settings(kind: type[Run], command: str, given: Mapping[str, Any]) -> Run:
+    """The settings of a run from the flags `given`, or from the run that `--resume` names.
+
+    Raises:
+        InputError: there is no such run, or another flag contradicts it.
+    """
+    if given.get("resume") is None:
+        return kind(**given)
+    folder = _find_run(given["resume"], given.get("runs_dir", kind.runs_dir))
+    try:
+        about = read_json(folder.run_json)
+    except InputError as error:
+        raise InputError(f"--resume: {error}; start a new run") from None
+    if not isinstance(about, dict) or about.get("kind") != command:
+        begun = about.get("kind") if isinstance(about, dict) else None
+        hint = f"it was begun by cifar_ray.{begun}: resume it with that" if begun else "its run.json is from elsewhere"
+        raise InputError(f"--resume: {folder.root} cannot be taken up by cifar_ray.{command}: {hint}")
+    try:
+        # From JSON back into their types: paths from text, tuples from lists.
+        recorded = pydantic.TypeAdapter(kind).validate_python(about.get("settings"))
+    except pydantic.ValidationError as error:
+        where, why = "/".join(map(str, error.errors()[0]["loc"])) or "settings", error.errors()[0]["msg"]
+        raise InputError(f"--resume: {folder.run_json}: {where}: {why}; start a new run") from None
+    recorded = replace(recorded, name=folder.root.name, runs_dir=folder.root.parent, resume=str(folder.root))
+    for name in given.keys() - set(NOT_OF_THE_RUN):
+        if given[name] != getattr(recorded, name):
+            raise InputError(
+                f"--{name.replace('_', '-')}: {given[name]} contradicts {getattr(recorded, name)} of the run "
+                f"{folder.root}; leave it out, or start a new run"
+            )
+    return replace(recorded, address=given.get("address", recorded.address))
+
+
+def _find_run(name: str, runs_dir: Path) -> RunFolder:
+    tried = [Path(name).expanduser().absolute(), (runs_dir / name).absolute()]
+    for folder in tried:
+        if os.path.isfile(RunFolder(folder).run_json):  # False, too, for what may not be looked at
+            return RunFolder(folder)
+    raise InputError(f"--resume: no run in {tried[0]} nor in {tried[1]}: give the name or the folder of a run")

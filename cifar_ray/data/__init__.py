@@ -1,0 +1,1 @@
+"""From labelled images, wherever they are, to train, validation and test arrays."""

@@ -1,0 +1,159 @@
+"""Folders of images, as files in class folders or as Hugging Face parquet files: found, decoded and cached."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+
+from cifar_ray.data.cache import cache_key, read_cache, write_cache
+from cifar_ray.data.decode import Decoded, EncodedSplit, decode_splits, open_parquet
+from cifar_ray.errors import InputError
+from cifar_ray.files import cache_folder
+
+logger = logging.getLogger(__name__)
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
+SPLIT_NAMES = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
+
+
+def load_folder(root: Path, image_size: int | None, auto_size: int, skip_bad_images: bool) -> Decoded:
+    splits, class_names = _list_folder(root)
+    _check_classes(root, {name: split.labels for name, split in splits.items()}, class_names)
+    entry = cache_folder() / "decoded" / cache_key(root, splits, image_size, auto_size, skip_bad_images)
+    decoded = read_cache(entry, class_names)
+    if decoded is not None:
+        logger.info("%s: reused the decoded copy in %s", root, entry)
+    else:
+        start = time.perf_counter()
+        decoded = decode_splits(splits, class_names, image_size, auto_size, skip_bad_images)
+        logger.info("%s: decoded in %.1f s", root, time.perf_counter() - start)
+        # Here as well, since skipping may have emptied a class; before it is cached, so that no cached copy needs this.
+        _check_classes(root, {name: split.labels for name, split in decoded.splits.items()}, class_names)
+        write_cache(entry, decoded)
+    return decoded
+
+
+def _check_classes(root: Path, labels: dict[str, np.ndarray], class_names: tuple[str, ...]) -> None:
+    if len(class_names) < 2:
+        raise InputError(f"{root}: has {len(class_names)} class, needs at least 2: give the folder above the classes")
+    for split, split_labels in labels.items():
+        sizes = np.bincount(split_labels, minlength=len(class_names))
+        if sizes.min() == 0:
+            name = class_names[sizes.argmin()]
+            where = "no readable images" if len(labels) == 1 else f"no readable images in the {split} split"
+            raise InputError(f"{root}: class {name!r} has {where}: add some, or remove the class from every split")
+
+
+def _list_folder(root: Path) -> tuple[dict[str, EncodedSplit], tuple[str, ...]]:
+    """Find the splits and the class names under `root`; reads no images."""
+    entries = _visible_entries(root)
+    parquet = [entry for entry in entries if entry.name.lower().endswith(".parquet")]
+    folders = [entry for entry in entries if entry.is_dir()]
+    found: dict[str, list[Path]] = {}
+    if (parquet and not folders) or any(_split_name(entry.name) for entry in parquet):
+        for entry in parquet:
+            found.setdefault(_split_name(entry.name), []).append(Path(entry.path))
+        found.pop("", None)
+    else:
+        # A split folder holds folders. One with images in it is a class that happens to be called "train".
+        for entry in folders:
+            split = _split_name(entry.name)
+            if split and any(inner.is_dir() for inner in _visible_entries(Path(entry.path))):
+                found.setdefault(split, []).append(Path(entry.path))
+    if (found or (parquet and not folders)) and "train" not in found:
+        raise InputError(f"{root}: has no train/ folder and no train-*.parquet: add it, or give the folder with it")
+    if set(found) == {"train", "val"}:
+        found["test"] = found.pop("val")
+    if found and found["train"][0].suffix.lower() == ".parquet":
+        return _list_parquet(found)
+    if found and "test" not in found:
+        raise InputError(f"{root}: has train/ but no test/ or val/: add one, or give {root / 'train'} to have it split")
+    if double := [split for split, paths in found.items() if len(paths) > 1]:
+        raise InputError(f"{root}: has more than one folder for {double[0]}: merge them")
+    return _list_trees(root, {split: paths[0] for split, paths in found.items()} or {"train": root})
+
+
+def _split_name(name: str) -> str:
+    return SPLIT_NAMES.get(re.split("[-.]", name.lower())[0], "")
+
+
+def _visible_entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        raise InputError(f"{folder}: no such folder; --data takes cifar10, digits or the path of a folder") from None
+    except NotADirectoryError:
+        raise InputError(f"{folder}: is a file; --data takes cifar10, digits or the path of a folder") from None
+    except OSError as error:
+        raise InputError(f"{folder}: cannot read the folder: {error.strerror}; change its permissions") from None
+
+
+def _list_trees(root: Path, trees: dict[str, Path]) -> tuple[dict[str, EncodedSplit], tuple[str, ...]]:
+    files = {
+        split: {entry.name: _image_files(Path(entry.path)) for entry in _visible_entries(tree) if entry.is_dir()}
+        for split, tree in trees.items()
+    }
+    if not any(found for classes in files.values() for found in classes.values()):
+        raise InputError(f"{root}: found no images; one folder per class is needed, with the images directly in it")
+    names = tuple(sorted({name for classes in files.values() for name in classes}))  # those without images as well
+    return {
+        split: EncodedSplit(
+            labels=np.repeat(np.arange(len(names)), [len(classes.get(name, ())) for name in names]).astype(np.int64),
+            files=[file for name in names for file in classes.get(name, ())],
+        )
+        for split, classes in files.items()
+    }, names
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return [Path(e.path) for e in _visible_entries(folder) if Path(e.name).suffix.lower() in IMAGE_SUFFIXES]
+
+
+def _list_parquet(files: dict[str, list[Path]]) -> tuple[dict[str, EncodedSplit], tuple[str, ...]]:
+    import pyarrow as pa
+
+    splits: dict[str, EncodedSplit] = {}
+    names: tuple[str, ...] | None = None
+    column = ""
+    for split, paths in files.items():
+        labels = []
+        for path in paths:
+            with open_parquet(path) as parquet:
+                schema = parquet.schema_arrow
+                column = column or next((name for name in ("img", "image") if name in schema.names), "")
+                kind = schema.field(column).type if column in schema.names else None
+                if kind is None or not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+                    raise InputError(f"{path}: needs a column `img` or `image` that is a struct with `bytes`")
+                if "label" not in schema.names or not pa.types.is_integer(schema.field("label").type):
+                    raise InputError(f"{path}: needs a column `label` of integers; has {', '.join(schema.names)}")
+                column_labels = parquet.read(columns=["label"]).column("label")
+            if column_labels.null_count:
+                raise InputError(f"{path}: {column_labels.null_count} labels are missing: remove those rows")
+            declared = _class_names(schema.metadata)
+            if names not in (None, declared):
+                raise InputError(f"{path}: declares other class names than the files beside it: label all alike")
+            names = declared
+            labels.append(column_labels.to_numpy().astype(np.int64))
+        splits[split] = EncodedSplit(np.concatenate(labels), paths, column)
+    # Without names no label can be as large as the number of images: a class in between would be empty.
+    highest = max(split.labels.max(initial=-1) for split in splits.values())
+    num_classes = len(names or ()) or int(min(1 + highest, len(splits["train"].labels)))
+    for split, encoded in splits.items():
+        wrong = encoded.labels[(encoded.labels < 0) | (encoded.labels >= num_classes)]
+        if len(wrong):
+            where = f"{files[split][0].parent}: the {split} split has label {wrong[0]}"
+            raise InputError(f"{where}, outside 0..{num_classes - 1}: remove unlabelled rows or declare the class")
+    return splits, names or tuple(str(label) for label in range(num_classes))
+
+
+def _class_names(metadata: dict[bytes, bytes] | None) -> tuple[str, ...]:
+    try:
+        return tuple(map(str, json.loads((metadata or {})[b"huggingface"])["info"]["features"]["label"]["names"]))
+    except (KeyError, ValueError, TypeError):  # written by something other than Hugging Face's `datasets`
+        return ()

@@ -1,0 +1,104 @@
+"""What processes that train have in common: data and weights, and a state that every training finds alike."""
+
+import os
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from cifar_ray.config import ResNetConfig, TrialConfig
+from cifar_ray.errors import InputError
+from cifar_ray.models.pretrained import load_weights
+from cifar_ray.training.device_data import DeviceData
+
+Pretrained = dict[str, "ray.ObjectRef[dict[str, np.ndarray]]"]
+"""References to the weights by :func:`_key`."""
+
+
+def put_weights(configs: Iterable[TrialConfig]) -> tuple[Pretrained, list[dict[str, Any]]]:
+    """Read all weights that the configurations start from, and put them where every process finds them.
+
+    Returns:
+        What :func:`get_weights` takes, and the facts for run.json: `backbone`, `source` and `sha256`.
+
+    Raises:
+        InputError: some cannot be read or downloaded.
+    """
+    refs: Pretrained = {}
+    facts = []
+    for config in configs:
+        key = _key(config)
+        if key is None or key in refs:
+            continue
+        assert isinstance(config.model, ResNetConfig)
+        found = load_weights(config.model.backbone, config.model.weights)
+        refs[key] = ray.put(found.tensors)
+        facts.append({"backbone": found.backbone, "source": found.source, "sha256": found.sha256})
+    return refs, facts
+
+
+def get_weights(refs: Pretrained, config: TrialConfig) -> Mapping[str, np.ndarray] | None:
+    """The weights that a configuration starts from, if it has any; shared by the processes of a machine."""
+    key = _key(config)
+    if key is not None and key not in refs:
+        raise InputError(f"the weights {key} were not among those of the configurations sampled at the start")
+    return None if key is None else ray.get(refs[key])
+
+
+def _key(config: TrialConfig) -> str | None:
+    model = config.model
+    return f"{model.backbone} {model.weights}" if isinstance(model, ResNetConfig) and model.weights != "none" else None
+
+
+@dataclass(frozen=True)
+class TrialSettings:
+    """What all trials of a search share."""
+
+    data: list["ray.ObjectRef[dict[str, np.ndarray]]"]
+    """One reference to the arrays of `DeviceData.from_arrays`; in a list, so that Ray passes it on as it is."""
+    num_classes: int
+    max_epochs: int
+    patience: int | None
+    """See `loop.run_experiment`; None is none."""
+    metric: str
+    """What best weights are chosen by, and what is told to ASHA and Optuna."""
+    num_threads: int
+    """CPU threads of a trial."""
+    pretrained: Pretrained = field(default_factory=dict)
+    """What backbones start from."""
+
+
+_device_data: dict[str, DeviceData] = {}  # at most one data set: a process serves one search
+
+
+def reset_process(seed: int, num_threads: int) -> None:
+    """Bring a reused process into the state of a fresh one, as far as a training can see it."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    torch.set_num_threads(num_threads)
+    torch.set_default_dtype(torch.float32)
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = False
+    torch.set_grad_enabled(True)
+    if "TUNE_ORIG_WORKING_DIR" in os.environ:
+        os.chdir(os.environ["TUNE_ORIG_WORKING_DIR"])
+
+
+def trial_device() -> torch.device:
+    """The device that Ray gave to this process."""
+    return torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+
+
+def load_device_data(ref: "ray.ObjectRef[dict[str, np.ndarray]]", num_classes: int) -> DeviceData:
+    """Return the data of `ref` on this process's device, uploaded once a process."""
+    key = ref.hex()
+    if key not in _device_data:
+        _device_data.clear()
+        _device_data[key] = DeviceData.from_arrays(ray.get(ref), num_classes, trial_device())
+    return _device_data[key]

@@ -1,0 +1,1 @@
+"""What the driver process does, from the start of a run to its report."""

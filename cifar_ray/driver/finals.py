@@ -1,0 +1,142 @@
+"""After the search: train the finalists over several seeds, evaluate them, choose the best, write the report.
+
+What is trained stands in `models/`, and the evaluation starts from there: a run that was interrupted goes on with what
+is missing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cifar_ray.data.splits import DataSplits
+from cifar_ray.distributed.jobs import Checkpoint, Epoch, Message, Trained
+from cifar_ray.distributed.process import TrialSettings
+from cifar_ray.distributed.workers import FinalModel, Workers, train_models, unpack_history
+from cifar_ray.driver.run import Place
+from cifar_ray.files import write_bytes, write_json
+from cifar_ray.models.saved import save_model
+from cifar_ray.results.records import CHECKPOINT, FAILED, Row, write_history
+from cifar_ray.tracking.live import FinalsWatch
+from cifar_ray.tracking.tensorboard import clear_training
+
+
+def train_finals(place: Place, models: Sequence[FinalModel], shared: TrialSettings, data: DataSplits) -> None:
+    """Train with Ray Train what of `models` is missing, and save each one as it comes, or why it failed.
+
+    One that an earlier session began goes on from its checkpoint. One that failed there is not tried again: with the
+    same seed a non-finite loss would come again.
+    """
+    run, console = place.folder, place.console
+    shared = replace(shared, patience=place.run.settings.patience)  # that of trials is for trials
+    failures = {model.name: failure for model in models if (failure := run.failure(model.name))}
+    for name, failure in failures.items():
+        path = run.model(name) / FAILED
+        console.line(f"            {name} failed before, remove {path} to try it again: {failure}")
+    missing = [model for model in models if not run.is_saved(model.name) and model.name not in failures]
+    if num_saved := len(models) - len(missing) - len(failures):
+        console.line(f"            {num_saved} of {len(models)} final models are there already")
+    if not missing:
+        return
+    annealed = dict.fromkeys(model.config_name for model in missing if model.config.lr_schedule.anneals)
+    if shared.patience is not None and annealed:
+        console.line(f"patience    does not end {', '.join(annealed)}: the learning rate anneals to the last epoch")
+    workers = Workers(min(place.slots, len(missing)) * place.workers, place.workers, place.resources)
+    watch = FinalsWatch(run, console, len(missing), shared.max_epochs)
+    resume: dict[str, bytes] = {}
+    for model in missing:
+        clear_training(run.model(model.name))
+        if found := read_checkpoint(place, run.model(model.name)):
+            resume[model.name], rows = found
+            watch.model_goes_on(model.name, rows)
+
+    def on_message(model: FinalModel, message: Message) -> None:
+        folder = run.model(model.name)
+        if isinstance(message, Epoch):
+            watch.epoch_ended(model.name, message.row)
+            return
+        if isinstance(message, Checkpoint):
+            write_bytes(folder / CHECKPOINT, message.packed)
+            return
+        watch.model_ended(model.name)
+        if message.failure:
+            console.line(f"final training of {model.name} failed: {message.failure}")
+            write_json(folder / FAILED, {"failure": message.failure})
+        else:
+            assert message.history is not None
+            write_history(folder, message.history)
+            card = model_card(model, message, data, shared, place.workers)
+            save_model(folder, message.weights, model.config, card)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+
+    try:
+        train_models(missing, shared, workers, place.storage, on_message, resume)
+    finally:
+        watch.events.close_all()
+
+
+def read_checkpoint(place: Place, folder: Path) -> tuple[bytes, Sequence[Row]] | None:
+    """Return what an interrupted training goes on from and the rows it has behind it, and tell the user.
+
+    None where there is no checkpoint, or none that can be read: that one is removed.
+    """
+    path = folder / CHECKPOINT
+    try:
+        packed = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    if rows := unpack_history(packed):
+        place.console.line(f"            {folder.name} goes on after epoch {rows[-1]['epoch']}")
+        return packed, rows
+    place.console.line(f"            {folder.name} begins anew: {path} cannot be read")
+    path.unlink()
+    return None
+
+
+def model_card(
+    model: FinalModel, trained: Trained, data: DataSplits, shared: TrialSettings, workers: int
+) -> dict[str, Any]:
+    """What a saved model's config.json says beside its configuration: how to use it, and how it came about."""
+    assert trained.best is not None and trained.history is not None
+    return {
+        "name": model.name,
+        "class_names": list(data.class_names),
+        "resize": data.resize,
+        "config_name": model.config_name,
+        "trial": model.number,
+        "seed": model.seed_index,
+        "training_seed": model.training_seed,
+        "max_epochs": shared.max_epochs,
+        "patience": None if model.config.lr_schedule.anneals else shared.patience,
+        "metric": shared.metric,
+        "workers": workers,
+        "data": {
+            "source": data.source,
+            "fingerprint": data.fingerprint,
+            "train_size": len(data.train.images) + len(data.val.images),
+        },
+        "epochs": len(trained.history),
+        "best_epoch": trained.best["epoch"],
+        **{name: trained.best[name] for name in ("val_accuracy", "val_metric", "val_loss")},
+        "train_accuracy": trained.train_accuracy,
+        "num_params": trained.num_params,
+        "train_s": sum(row["train_s"] for row in trained.history),
+        "features": trained.history[0].get("features"),
+        "torch": torch.__version__,
+    }
+
+
+def failed_row(model: FinalModel, failure: str) -> Row:
+    """The row of results.csv of a model whose training failed."""
+    return {
+        "model": model.name,
+        "config": model.config_name,
+        "family": model.config.family,
+        "trial": model.number,
+        "seed": model.seed_index,
+        "training_seed": model.training_seed,
+        "tta": model.config.tta,
+        "failure": failure,
+    }

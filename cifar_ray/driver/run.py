@@ -1,0 +1,324 @@
+"""How a run begins, is interrupted, and goes on: its folder, its lock, its run.json, and the clock of its phases."""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import platform
+import secrets
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cifar_ray import BEGAN
+from cifar_ray.cli.console import Console
+from cifar_ray.cli.settings import RunSettings
+from cifar_ray.config import TrialConfig
+from cifar_ray.data.splits import DataSplits
+from cifar_ray.distributed.hardware import Hardware
+from cifar_ray.errors import InputError
+from cifar_ray.files import read_json, write_json
+from cifar_ray.results.records import MAX_NAME_BYTES, RunFolder
+
+PACKAGES = ("cifar_ray", "torch", "torchvision", "ray", "optuna", "numpy", "scikit-learn")
+
+NEEDED_MB = 200
+"""Free disk below which no run is begun: models, events and Ray's own logs take some tens of megabytes at least."""
+
+
+class Phases:
+    """Seconds of each phase of a run, in order, those of `earlier` sessions of the same run included.
+
+    The first phase, `startup`, began with the program. (The process may be older: a shell's that became this one.)
+    """
+
+    def __init__(self, earlier: Mapping[str, float]) -> None:
+        self.seconds: dict[str, float] = dict(earlier)
+        self._current: str | None = "startup"
+        self._began = BEGAN
+
+    def next(self, phase: str | None) -> float:
+        """End the phase under way and begin `phase`, if any; return the seconds of the one that ended."""
+        now = time.monotonic()
+        seconds, self._began = now - self._began, now
+        if self._current is not None:
+            self.seconds[self._current] = self.seconds.get(self._current, 0.0) + seconds
+        self._current = phase
+        return seconds
+
+    @property
+    def current(self) -> float:
+        """Seconds of the phase under way, those of earlier sessions included."""
+        earlier = self.seconds.get(self._current, 0.0) if self._current else 0.0
+        return earlier + time.monotonic() - self._began
+
+    @property
+    def total(self) -> float:
+        """Seconds of all phases, the one under way included."""
+        return sum(self.seconds.values()) + time.monotonic() - self._began
+
+
+class Run:
+    """A run's folder, its lock, and its run.json: what it is and how far it has come."""
+
+    def __init__(self, settings: RunSettings, kind: str, label: str) -> None:
+        self.settings = settings
+        self.kind = kind
+        self.resumed = settings.resume is not None
+        self._lock: int | None = None
+        self.about: dict[str, Any] = {}
+        if settings.resume is not None:
+            self.folder = RunFolder(Path(settings.resume))
+            with contextlib.ExitStack() as refused:
+                refused.callback(self.close)
+                self._take_lock()
+                self.about = read_json(self.folder.run_json)
+                if not self.finished:
+                    _check_room(self.folder.root)
+                refused.pop_all()
+        else:
+            stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+            # The end tells apart runs that begin in the same second.
+            what = _clip(f"{label}-{Path(settings.data or '').name}", MAX_NAME_BYTES // 2)
+            name = settings.name or f"{what}-{stamp}-{secrets.token_hex(2)}"
+            self.folder = RunFolder((settings.runs_dir / name).absolute())
+            self._check_place()
+        self.phases = Phases(self.about.get("phases_s", {}))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end already."""
+        return bool(self.about.get("end"))
+
+    @property
+    def resume_command(self) -> str:
+        return f"python -m cifar_ray.{self.kind} --resume {shlex.quote(str(self.folder.root))}"
+
+    def _check_place(self) -> None:
+        """Refuse a folder that exists, or that could not be made and written to; makes nothing."""
+        root = self.folder.root
+        try:
+            root.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:  # a path that is too long, or leads through a folder that may not be entered
+            raise InputError(f"--runs-dir: cannot use {root}: {error.strerror}; choose another folder") from None
+        else:
+            raise InputError(f"--name: a run {root.name!r} exists in {root.parent}; choose another name")
+        _check_room(next(parent for parent in root.parents if os.path.lexists(parent)))
+
+    def _take_lock(self) -> None:
+        # On the folder itself: the system lets go of it however this process ends, so it can never be stale.
+        self._lock = os.open(self.folder.root, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"--resume: the run {self.folder.root} is running; end it first, or wait") from None
+
+    def check_unchanged(self, **facts: Any) -> None:
+        """Refuse to go on with a run of which one of these facts has changed; note them for a new one.
+
+        Args:
+            facts: by name of what has changed, such as `data` and a fingerprint; of one that is a dict, it is told what
+                in it has changed.
+        """
+        recorded = self.about.setdefault("unchanged", {})
+        for name, value in json.loads(json.dumps(facts)).items():  # as run.json gives them back
+            if (began := recorded.setdefault(name, value)) == value:
+                continue
+            told = ""
+            if isinstance(value, dict):
+                keys = [key for key in {**began, **value} if began.get(key) != value.get(key)]
+                changes = [f"{key} was {began.get(key)!s:.60}, is {value.get(key)!s:.60}" for key in keys]
+                told = f" ({'; '.join(changes)})"
+            raise InputError(
+                f"--resume: {name} has changed since {self.folder.root} began{told}: bring it back, or start a new run"
+            )
+
+    def begin(self, data: DataSplits, hardware: Hardware, slots: int) -> None:
+        """Make the folder and write run.json, or add this session to it."""
+        if self.resumed:
+            self.about.setdefault("resumed", []).append(_now())
+            self.save()
+            return
+        try:
+            self.folder.root.mkdir(parents=True)
+        except FileExistsError:
+            raise InputError(
+                f"--name: a run {self.folder.root.name!r} was begun meanwhile; choose another name"
+            ) from None
+        except OSError as error:
+            raise InputError(f"--runs-dir: cannot make {self.folder.root}: {error.strerror}; choose another") from None
+        self._take_lock()
+        self.about = {
+            "command": f"python -m cifar_ray.{self.kind} {shlex.join(sys.argv[1:])}",
+            "kind": self.kind,
+            "settings": asdict(self.settings),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+            "device": {**asdict(hardware), "slots": slots},
+            "data": describe_data(data),
+            "seed": self.settings.seed,
+            "metric": self.settings.metric,
+            **self.about,
+            "start": _now(),
+            "end": None,
+            "phases_s": {},
+        }
+        self.save()
+
+    def next_phase(self, phase: str | None) -> float:
+        """End the phase under way, write that down, and begin the next; return the seconds of the one that ended."""
+        seconds = self.phases.next(phase)
+        self.save()
+        return seconds
+
+    def save(self) -> None:
+        """Write run.json."""
+        self.about["phases_s"] = self.phases.seconds
+        write_json(self.folder.run_json, self.about)
+
+    def end(self) -> None:
+        """The run has come to its end."""
+        self.about["end"] = _now()
+        self.save()
+
+    def close(self) -> None:
+        """Let go of the lock."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """What all parts of a run use: its records, what the terminal shows, and what there is to run on."""
+
+    run: Run
+    console: Console
+    hardware: Hardware
+    storage: Path
+    """A folder for Ray's own files, of no use afterwards."""
+
+    @property
+    def folder(self) -> RunFolder:
+        return self.run.folder
+
+    @property
+    def workers(self) -> int:
+        """How many workers train one model together."""
+        return self.run.settings.workers_per_model
+
+    @property
+    def worker_slots(self) -> int:
+        """How many workers run side by side."""
+        settings = self.run.settings
+        return self.hardware.slots(settings.cpus_per_trial, self.gpus_per_trial)
+
+    @property
+    def slots(self) -> int:
+        """How many trials run side by side; the workers of one may be on several nodes."""
+        return self.worker_slots // self.workers
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What one worker takes, by Ray's names; a trial has one unless said otherwise."""
+        settings = self.run.settings
+        return self.hardware.resources(settings.cpus_per_trial, self.gpus_per_trial)
+
+    @property
+    def gpus_per_trial(self) -> int:
+        given = self.run.settings.gpus_per_trial
+        return min(1, self.hardware.num_gpus) if given is None else given
+
+
+def check_devices(place: Place) -> None:
+    """Refuse a trial that fits nowhere."""
+    settings, hardware = place.run.settings, place.hardware
+    if place.gpus_per_trial > hardware.num_gpus:
+        raise InputError(
+            f"--gpus-per-trial: {place.gpus_per_trial} GPUs are more than the {hardware.num_gpus} there are"
+        )
+    if place.gpus_per_trial > 1:
+        raise InputError(f"--gpus-per-trial: a trial uses at most 1 GPU, not {place.gpus_per_trial}")
+    if place.worker_slots < 1:
+        raise InputError(
+            f"--cpus-per-trial: no node has {settings.cpus_per_trial} CPUs for a trial "
+            f"({hardware.num_cpus} CPUs, {hardware.num_gpus} GPUs in all)"
+        )
+    if place.slots < 1:
+        raise InputError(
+            f"{settings.workers_flag}: {place.workers} workers are more than the {place.worker_slots} that fit on "
+            f"{hardware.num_cpus} CPUs and {hardware.num_gpus} GPUs; give fewer, or fewer --cpus-per-trial"
+        )
+
+
+def check_batch_sizes(place: Place, configs: Iterable[tuple[str, TrialConfig]]) -> None:
+    """Refuse a number of workers that cannot share the batches of a configuration, given with what to call it."""
+    for name, config in configs:
+        if config.batch_size % place.workers:
+            raise InputError(
+                f"{place.run.settings.workers_flag}: {place.workers} workers cannot share batches of "
+                f"{config.batch_size} images ({name}); give a number that divides them"
+            )
+
+
+@contextlib.contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does. To be entered after Ray's start, which sets a handler of its own."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        # A script's background jobs ignore Ctrl-C; that was not meant for SIGTERM.
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _check_room(folder: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"--runs-dir: cannot write in {folder}: {error.strerror}; choose another folder") from None
+    free_mb = shutil.disk_usage(folder).free / 1e6
+    if free_mb < NEEDED_MB:
+        raise InputError(f"--runs-dir: {free_mb:.0f} MB are free in {folder}, a run needs {NEEDED_MB}: make room there")
+
+
+def _clip(text: str, num_bytes: int) -> str:
+    """Return what of a text fits in so many bytes; what UTF-8 cannot hold (undecodable file names) becomes `?`."""
+    return text.encode(errors="replace")[:num_bytes].decode(errors="ignore")
+
+
+def _now() -> str:
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def describe_data(data: DataSplits) -> dict[str, Any]:
+    return {
+        "source": data.source,
+        "fingerprint": data.fingerprint,
+        "class_names": list(data.class_names),
+        "channels": data.train.images.shape[1],
+        "image_size": data.train.images.shape[2],
+        "num_train": len(data.train.images),
+        "num_val": len(data.val.images),
+        "num_test": len(data.test.images),
+        "num_val_copies": data.num_val_copies,
+        "num_test_copies": data.num_test_copies,
+        "bad_images": list(data.bad_images),
+    }

@@ -1,0 +1,233 @@
+"""What every run goes through, whatever it trains: start-up, records, interruption, final training, evaluation."""
+
+import contextlib
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Literal
+
+import numpy as np
+import torch
+
+from cifar_ray.cli.console import Console
+from cifar_ray.cli.settings import RunSettings
+from cifar_ray.config import Task, TrialConfig
+from cifar_ray.data.splits import DataSplits, load_data
+from cifar_ray.distributed.process import Pretrained, TrialSettings, put_weights
+from cifar_ray.distributed.session import output_to_file, ray_session, temporary_folder
+from cifar_ray.distributed.workers import FinalModel
+from cifar_ray.driver.estimate import FINALS_START_S, SEARCH_START_S, Workload
+from cifar_ray.driver.finals import failed_row, train_finals
+from cifar_ray.driver.run import Place, Run, check_devices, describe_data, sigterm_as_ctrl_c
+from cifar_ray.errors import InputError
+from cifar_ray.evaluation.evaluate import evaluate
+from cifar_ray.reporting.parts import shared_images
+from cifar_ray.reporting.render import build_report
+from cifar_ray.reporting.terminal import results_table, trials_table
+from cifar_ray.results.recorded_run import Records
+from cifar_ray.results.records import Row, read_trials
+from cifar_ray.text import duration
+
+RAY_LOG = "ray.log"
+"""What Ray printed, in the run folder."""
+
+
+@contextlib.contextmanager
+def started(
+    run: Run, what: str, source: str, configs: Iterable[TrialConfig]
+) -> Iterator[tuple[Place, DataSplits] | None]:
+    """Load the data and start Ray for a run; None where an earlier session has brought it to its end.
+
+    Args:
+        run: what begins, or is taken up.
+        what: in words.
+        source: of the data.
+        configs: what may be trained, as far as that is known without the data.
+    """
+    console = Console()
+    with contextlib.closing(run), contextlib.ExitStack() as stack:
+        console.line(f"cifar_ray {version('cifar_ray')}: {what}")
+        if run.finished:
+            console.line(f"this run has come to its end: {run.folder.report_html}")
+            yield None
+            return
+        if run.settings.set:
+            console.line(f"set         {', '.join(run.settings.set)}")
+        data = load_run_data(run, source, console, auto_image_size(configs))
+        folder = stack.enter_context(temporary_folder())
+        stack.enter_context(output_to_file(folder / RAY_LOG))
+        hardware = stack.enter_context(ray_session(folder))
+        stack.enter_context(sigterm_as_ctrl_c())
+        place = Place(run, console, hardware, folder)
+        check_devices(place)
+        each = f", {place.workers} workers each" if place.workers > 1 else ""
+        console.line(
+            f"devices     {hardware.num_cpus} CPUs, {hardware.num_gpus} GPUs: {place.slots} trials side by side{each}"
+        )
+        yield place, data
+
+
+def begin(place: Place, data: DataSplits) -> None:
+    """The run begins, or goes on: from here on it leaves records."""
+    run, console = place.run, place.console
+    run.begin(data, place.hardware, place.slots)
+    console.line(f"run         {run.folder.root}")
+    console.line(f"TensorBoard tensorboard --logdir {shlex.quote(str(run.folder.root))}")
+    console.line(f"resume      {run.resume_command}  (if it is interrupted)")
+
+
+@contextlib.contextmanager
+def recorded(place: Place, first_phase: str) -> Iterator[list[Row]]:
+    """Whatever ends the block, what was finished is kept and reported, and the user learns how to go on.
+
+    Yields:
+        A list for the rows of results.csv.
+    """
+    run, console = place.run, place.console
+    rows: list[Row] = []
+    run.next_phase(first_phase)
+    ended = False
+    try:
+        yield rows
+        ended = True
+    except KeyboardInterrupt:
+        console.line(f"interrupted: what was finished is kept in {run.folder.root}")
+        raise
+    finally:
+        try:
+            run.phases.next(None)
+            with (run.folder.root / RAY_LOG).open("ab") as log:
+                log.write((place.storage / RAY_LOG).read_bytes())
+            if ended:
+                run.end()
+            else:
+                run.save()
+            write_report(place, rows)
+        finally:
+            if not ended:
+                console.line(f"resume      {run.resume_command}")
+
+
+def finish(place: Place, data: DataSplits, shared: TrialSettings, models: Sequence[FinalModel]) -> list[Row]:
+    """Train the final models and evaluate them; return the rows of results.csv."""
+    run, console = place.run, place.console
+    train_finals(place, models, shared, data)
+    trained = [model.name for model in models if place.folder.is_saved(model.name)]
+    failed = [failed_row(model, failure) for model in models if (failure := place.folder.failure(model.name))]
+    console.line(
+        f"finals      {len(trained)} of {len(models)} models trained in {duration(run.next_phase('evaluation'))}"
+    )
+    rows = evaluate(place.folder, trained, failed, data.test, place.worker_slots, place.resources, console.status)
+    console.line(f"evaluation  {len(rows)} models scored in {duration(run.next_phase('report'))}")
+    return rows
+
+
+NO_DATA = Task(num_classes=10, channels=3, image_size=32, num_train=1000, device="cpu")
+"""Stands for a run's task while its data is not there yet."""
+
+
+def auto_image_size(configs: Iterable[TrialConfig]) -> int:
+    """Side that large images are brought to, in pixels: larger where a ResNet may be trained on them."""
+    if all(config.family == "cnn" for config in configs):
+        return 32
+    return 160 if torch.cuda.is_available() else 96
+
+
+def share_weights(place: Place, configs: Iterable[TrialConfig]) -> Pretrained:
+    """Read the pretrained weights of the configurations, and see to it that a resumed run meets the same again.
+
+    Raises:
+        InputError: some cannot be read or downloaded, or `--weights` was given and no configuration uses any.
+    """
+    configs, given = list(configs), place.run.settings.weights
+    refs, facts = put_weights(configs)
+    if given is not None and not (refs or (given == "none" and any(config.family == "resnet" for config in configs))):
+        raise InputError(
+            "--weights: none of these models takes any; leave it out, or add a ResNet (--space cnn,resnet)"
+        )
+    for fact in facts:
+        place.console.line(f"weights     {fact['backbone']}: {fact['source']} (SHA-256 {fact['sha256'][:12]})")
+    place.run.check_unchanged(weights=facts)
+    return refs
+
+
+def make_task(place: Place, data: DataSplits, backbones: tuple[str, ...] = Task.backbones) -> Task:
+    """What models are made for; a resumed run must meet the same, and the same data.
+
+    Raises:
+        InputError: it does not.
+    """
+    device: Literal["cpu", "cuda"] = "cuda" if place.resources["GPU"] else "cpu"
+    task = task_of(data, place.run.settings, device, backbones)
+    # The task first: on another kind of device the data may be another too, since images come at another size.
+    place.run.check_unchanged(**{"the task": asdict(task), "data": data.fingerprint})
+    return task
+
+
+def task_of(
+    data: DataSplits,
+    settings: RunSettings,
+    device: Literal["cpu", "cuda"],
+    backbones: tuple[str, ...] = Task.backbones,
+) -> Task:
+    num_train, channels, image_size, _ = data.train.images.shape
+    sizes = np.bincount(data.train.labels)
+    return Task(
+        num_classes=len(data.class_names),
+        channels=channels,
+        image_size=image_size,
+        num_train=num_train,
+        device=device,
+        flips=data.flips,
+        imbalance=float(sizes.max() / sizes.min()),
+        weights=settings.weights or "DEFAULT",
+        backbones=backbones,
+    )
+
+
+def make_workload(place: Place, data: DataSplits, max_epochs: int, seeds: int) -> Workload:
+    num_train, num_val, num_test = (len(split.images) for split in (data.train, data.val, data.test))
+    # Several workers to a trial are those of Ray Train, in the search too.
+    search_start_s = SEARCH_START_S if place.workers == 1 else FINALS_START_S
+    return Workload(num_train, num_val, num_test, max_epochs, seeds, place.slots, search_start_s)
+
+
+def write_report(place: Place, rows: Sequence[Row]) -> None:
+    """Write the report, and show the table and where everything is; `rows` are those that have scores."""
+    html, _ = build_report(place.folder.root)
+    metric = str(place.run.settings.metric)
+    if summaries := Records(place.folder).summaries:
+        place.console.line()
+        place.console.line(results_table(summaries, metric))
+        place.console.line()
+        if rows:
+            place.console.line(f"best model  {place.folder.best}")
+    elif trials := read_trials(place.folder.trials_jsonl):
+        place.console.line()
+        place.console.line(trials_table(trials, metric))
+        place.console.line()
+    place.console.line(f"report      {html}")
+
+
+def load_run_data(run: Run, source: str, console: Console, auto_size: int) -> DataSplits:
+    """Load the data of a run, and say what it is."""
+    settings = run.settings
+    data = load_data(
+        source,
+        train_size=settings.train_size,
+        image_size=settings.image_size,
+        data_dir=settings.data_dir,
+        skip_bad_images=settings.skip_bad_images,
+        auto_size=auto_size,
+    )
+    num_train, channels, height, width = data.train.images.shape
+    console.line(f"data        {data.source}: {len(data.class_names)} classes, {channels}x{height}x{width} pixels")
+    console.line(
+        f"            train {num_train}, validation {len(data.val.images)}, test {len(data.test.images)} (sealed)"
+    )
+    if data.bad_images:
+        console.line(f"            {len(data.bad_images)} unreadable images left out, the first: {data.bad_images[0]}")
+    for line in shared_images(describe_data(data)):
+        console.line(f"            warning: {line}")
+    return data

@@ -1,0 +1,232 @@
+"""What `python -m cifar_ray.tune` does: search each space, then train, evaluate and report the finalists."""
+
+import contextlib
+import textwrap
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import optuna
+import psutil
+import ray
+from optuna.trial import TrialState
+
+from cifar_ray.cli.settings import TuneSettings
+from cifar_ray.config import Task, TrialConfig, trial_config
+from cifar_ray.data.splits import DataSplits
+from cifar_ray.distributed.process import TrialSettings
+from cifar_ray.distributed.workers import FinalModel, Pool, Workers, open_pool
+from cifar_ray.driver.estimate import Clock, check_time_budget, estimate, shares
+from cifar_ray.driver.finals import read_checkpoint
+from cifar_ray.driver.probe import measure_speeds
+from cifar_ray.driver.run import Place, Run, check_batch_sizes
+from cifar_ray.driver.stages import NO_DATA, begin, finish, make_task, make_workload, recorded, share_weights, started
+from cifar_ray.models.pretrained import backbones_with
+from cifar_ray.results.ranking import finalists
+from cifar_ray.results.records import Row, read_name, write_trials
+from cifar_ray.search.searcher import Limits, StudySearcher, TrialCheckpoint, count_config_params
+from cifar_ray.search.space import Domain, Space, check_fixed, load_spaces, param_domains, sample_space, union
+from cifar_ray.search.study import mend_journal, open_study, study_records
+from cifar_ray.search.tuner import run_search
+from cifar_ray.text import duration
+from cifar_ray.tracking.live import SearchWatch
+from cifar_ray.training.seeds import derived_seed
+
+NUM_SAMPLES = 200
+"""Random configurations drawn from a space at the start: they tell its parameters, and show what is wrong with it."""
+
+NUM_SHOWN = 5
+"""Sampled configurations that a dry run shows."""
+
+
+def tune(settings: TuneSettings) -> int:
+    """Run `python -m cifar_ray.tune`; return its exit code. Raises InputError, and then leaves no run folder."""
+    spaces = [replace(space, fixed=settings.fixed) for space in load_spaces(settings.space)]
+    names = [space.name for space in spaces]
+    backbones = backbones_with(settings.weights or "DEFAULT")
+    provisional = replace(NO_DATA, weights=settings.weights or "DEFAULT", backbones=backbones)
+    configs = [config for space in spaces for _, config in sample_space(space, provisional, NUM_SHOWN)]
+    run = Run(settings, "tune", "-".join(names))
+    run.check_unchanged(**{f"the code of space {space.name}": space.sha256 for space in spaces})
+    with started(run, f"search of {' and '.join(names)}", str(settings.data), configs) as opened:
+        return 0 if opened is None else _tune(*opened, settings, spaces, backbones)
+
+
+def _tune(
+    place: Place, data: DataSplits, settings: TuneSettings, spaces: Sequence[Space], backbones: tuple[str, ...]
+) -> int:
+    run, console = place.run, place.console
+    task = make_task(place, data, backbones)
+    samples = [sample_space(space, task, NUM_SAMPLES) for space in spaces]
+    for space, drawn in zip(spaces, samples, strict=True):
+        check_fixed(space, task, drawn)
+        check_batch_sizes(place, ((f"as in space {space.name}", config) for _, config in drawn))
+    shared = TrialSettings(
+        data=[ray.put(data.training_arrays())],
+        num_classes=task.num_classes,
+        max_epochs=settings.max_epochs,
+        patience=max(2, settings.max_epochs // 3),
+        metric=str(settings.metric),
+        num_threads=settings.cpus_per_trial,
+        pretrained=share_weights(place, [config for drawn in samples for _, config in drawn]),
+    )
+    measured = [measure_speeds(place, space.default_config(task), shared) for space in spaces]
+    speeds = [speed for speed, _ in measured]
+    work = make_workload(place, data, settings.max_epochs, settings.final_seeds)
+    console.line(estimate(settings, work, speeds))
+    if not run.resumed:
+        check_time_budget(settings, run, work, speeds)
+    if settings.dry_run:
+        memory_mb = max(memory_mb for _, memory_mb in measured)
+        _show_dry_run(place, samples, settings, task, data, memory_mb)
+        return 0
+    begin(place, data)
+    with recorded(place, "search") as rows:
+        domains = union(*(param_domains(trial for trial, _ in drawn) for drawn in samples))
+        records = _search(place, settings, spaces, task, shared, domains, Clock(settings, run, work, speeds))
+        models = _final_models(settings, records, place.folder.study_journal)
+        if not models:
+            console.line(_why_no_model(records))
+        rows += finish(place, data, shared, models)
+    return 0 if rows else 1
+
+
+def _show_dry_run(
+    place: Place,
+    samples: Sequence[Sequence[tuple[optuna.trial.FrozenTrial, TrialConfig]]],
+    settings: TuneSettings,
+    task: Task,
+    data: DataSplits,
+    memory_mb: float,
+) -> None:
+    data_mb = sum(array.nbytes for array in data.training_arrays().values()) / 1e6
+    own_mb = psutil.Process().memory_info().rss / 1e6
+    console, num_processes = place.console, place.worker_slots
+    if place.workers > 1:
+        num_processes += place.slots  # trials that pass on what their workers report
+    whole_mb = own_mb + data_mb + num_processes * memory_mb
+    console.line(
+        f"memory      {whole_mb / 1e3:.1f} GB: driver {own_mb:.0f} MB, data {data_mb:.0f} MB, each of {num_processes} "
+        f"trial processes {memory_mb:.0f} MB"
+    )
+    num_models = (settings.finalists + 1) * settings.final_seeds
+    params = [count_config_params(config, task) for drawn in samples for _, config in drawn]
+    disk_mb = (num_models + 1) * 4e-6 * float(np.mean(params)) + 0.05 * (settings.trials + num_models) + 1
+    console.line(f"disk        about {disk_mb:.0f} MB for {num_models} final models and the records of the trials")
+    start = 0
+    for drawn in samples:
+        for (trial, _), num_params in list(zip(drawn, params[start:], strict=False))[: NUM_SHOWN + 1]:
+            name = "default" if trial.number == 0 else f"sample {trial.number}"
+            values = ", ".join(f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+                               for key, value in trial.params.items())  # fmt: skip
+            console.line(f"{name}, {num_params:,} parameters")
+            console.line(textwrap.fill(values, 78, initial_indent="  ", subsequent_indent="  "))
+        start += len(drawn)
+    console.line("dry run: nothing was trained, and no run folder was made")
+
+
+def _search(
+    place: Place,
+    settings: TuneSettings,
+    spaces: Sequence[Space],
+    task: Task,
+    shared: TrialSettings,
+    domains: dict[str, Domain],
+    clock: Clock,
+) -> list[Row]:
+    """Search each space with its share of the trials and write the records.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C ended the search; the records are written.
+    """
+    run, console, journal = place.run, place.console, place.folder.study_journal
+    if run.resumed and (mended := mend_journal(journal)):
+        console.line(f"mended      {mended}")
+    studies = [
+        open_study(journal, space.name, settings.sampler, settings.seed + index) for index, space in enumerate(spaces)
+    ]
+    earlier = [list(study_records(study)) for study in studies]
+    if run.resumed:
+        again = sum(len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,))) for study in studies)
+        console.line(
+            f"taken up    {sum(map(len, earlier))} trials are finished, {again} were begun or drawn and are not"
+        )
+        so_far = max((record["ended_s"] for records in earlier for record in records), default=0.0)
+        run.phases.seconds["search"] = max(run.phases.seconds.get("search", 0.0), so_far)
+    checkpoints = _trial_checkpoints(place, studies)
+    watch = SearchWatch(
+        place.folder, console, settings.trials, place.slots, domains, [one for records in earlier for one in records]
+    )
+    done: list[Row] = []
+    try:
+        with contextlib.ExitStack() as stack:
+            pool: Pool | None = None
+            for index, (space, study) in enumerate(zip(spaces, studies, strict=True)):
+                num_trials = shares(settings.trials, len(spaces))[index]
+                limits = Limits(settings.max_params, clock.search_end(done, len(spaces) - index), clock.epoch_s)
+                searcher = StudySearcher(
+                    study,
+                    space,
+                    task,
+                    num_trials,
+                    settings.seed,
+                    watch,
+                    limits,
+                    index,
+                    len(spaces),
+                    clock=lambda: run.phases.current,
+                    checkpoints=checkpoints,
+                )
+                if not searcher.finished:
+                    if place.workers > 1 and pool is None:
+                        workers = Workers(place.worker_slots, place.workers, place.resources)
+                        pool = stack.enter_context(open_pool(shared, workers, place.storage, judged=True))
+                    run_search(searcher, shared, place.resources, place.slots, place.storage, pool)
+                done += searcher.records
+                if searcher.out_of_time:
+                    console.line(f"time budget the search of {space.name} ends here, to leave time for what follows")
+    finally:
+        watch.events.close_all()
+        records = sorted((one for study in studies for one in study_records(study)), key=lambda one: one["number"])
+        write_trials(place.folder.trials_jsonl, records)
+    console.status(watch.status(), force=True)
+    console.line(f"search      {_count_states(records)} in {duration(run.next_phase('finals'))}")
+    return records
+
+
+def _trial_checkpoints(place: Place, studies: Sequence[optuna.Study]) -> dict[int, TrialCheckpoint]:
+    """What trials that were running when an earlier session ended go on from, by number."""
+    checkpoints = {}
+    for index, study in enumerate(studies):
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            number = trial.number * len(studies) + index
+            if found := read_checkpoint(place, place.folder.trial(number)):
+                checkpoints[number] = TrialCheckpoint(*found)
+    return checkpoints
+
+
+def _count_states(records: Sequence[Row]) -> str:
+    states = [record["state"] for record in records]
+    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "no trials"
+
+
+def _why_no_model(records: Sequence[Row]) -> str:
+    sizes = [record["num_params"] for record in records if record["state"] == "infeasible"]
+    if sizes:
+        return f"no trial is within the limits: the smallest of {len(sizes)} models has {min(sizes):,} parameters"
+    return "no trial came to a result: what failed stands above, and in trials.jsonl"
+
+
+def _final_models(settings: TuneSettings, records: Sequence[Row], journal: Path) -> list[FinalModel]:
+    return [
+        FinalModel(
+            config_name=read_name(record, "name", str(journal)),
+            number=record["number"],
+            seed_index=seed_index,
+            training_seed=derived_seed(settings.seed, record["number"], seed_index),
+            config=trial_config(record["config"], record["name"]),
+        )
+        for record in finalists(records, settings.finalists)
+        for seed_index in range(settings.final_seeds)
+    ]

@@ -1,0 +1,1 @@
+"""The final models on the test split: scores, then latencies."""

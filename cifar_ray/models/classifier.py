@@ -1,0 +1,130 @@
+"""Models: every one takes uint8 images and carries its own input normalisation."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cifar_ray.config import ResNetConfig, TrialConfig
+from cifar_ray.models.cnn import CNN
+from cifar_ray.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet
+
+NUM_WHITENED = 2000
+"""Training images, at most, of whose patches the whitening filters are made."""
+
+
+class Normalize(nn.Module):
+    """uint8 images (B, C, H, W) to floats with zero mean and unit deviation per channel of the training images."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
+        self.register_buffer("std", torch.ones(1, channels, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8:
+            raise TypeError(f"the model takes uint8 images (0..255), not {images.dtype}")
+        return (images.to(self.mean.dtype) - self.mean) / self.std
+
+
+class Classifier(nn.Module):
+    """Normalisation, resize and network in one: uint8 images (B, C, H, W) -> logits (B, num_classes).
+
+    In eval mode with test-time augmentation (`TrialConfig.tta`), what it does takes twice as long.
+    """
+
+    def __init__(self, normalize: Normalize, network: CNN | ResNet, image_size: int, tta: str) -> None:
+        super().__init__()
+        self.normalize = normalize
+        self.network = network
+        self.image_size = image_size
+        """Side of the network's images in pixels; others are resized to it."""
+        self.tta = tta
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Images that the network takes at a time where no gradients are needed: fewer of large ones."""
+        return max(1, min(500, 500 * 96**2 // self.image_size**2))
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """What the network is given: normalised floats (B, C, S, S)."""
+        x = self.normalize(images)
+        size = self.image_size
+        if x.shape[-1] == size:
+            return x
+        # Antialiasing matters only where pixels are merged, and is slow.
+        return functional.interpolate(x, size=(size, size), mode="bilinear", antialias=x.shape[-1] > size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.inputs(images)
+        logits = self.network(x)
+        if self.training or self.tta == "none":
+            return logits
+        return (logits + self.network(x.flip(-1))) / 2
+
+    def unfreeze(self, epoch: int, max_epochs: int) -> bool:
+        """Let that train which does in `epoch` (from 1); return whether that changes anything."""
+        return isinstance(self.network, ResNet) and self.network.unfreeze(epoch, max_epochs)
+
+    @torch.no_grad()
+    def initialize(
+        self, mean: Tensor, std: Tensor, images: Tensor, pretrained: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """Set what comes from the training images, or load pretrained weights.
+
+        Args:
+            mean: (C,) of the training pixels, 0..255.
+            std: (C,) standard deviation of them.
+            images: (N, C, H, W) uint8, the training images.
+            pretrained: backbone weights, which go with the normalisation that they were trained with.
+        """
+        if pretrained is not None:
+            assert isinstance(self.network, ResNet)
+            self.network.load_backbone(pretrained)
+            colours = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=mean.device) * 255  # (2, 3)
+            mean, std = colours if len(mean) == 3 else colours.mean(1, keepdim=True)
+        self.normalize.mean.copy_(mean.view(1, -1, 1, 1))
+        self.normalize.std.copy_(std.view(1, -1, 1, 1))
+        if isinstance(self.network, CNN) and self.network.whitening is not None:
+            # From all over the training images, which may be in the order of their classes.
+            self.network.whitening.fit(self.inputs(images[:: -(-len(images) // NUM_WHITENED)]))
+
+
+def build_model(config: TrialConfig, *, num_classes: int, channels: int, image_size: int) -> Classifier:
+    """Build an untrained model from its configuration; weights come from torch's global random state.
+
+    The normalisation is the identity, whitening filters are random, and pretrained weights are zeros, until
+    :meth:`Classifier.initialize` or a checkpoint sets them.
+
+    Raises:
+        InputError: the network cannot take such images.
+    """
+    size = config.image_size or image_size
+    network: CNN | ResNet
+    if isinstance(config.model, ResNetConfig):
+        network = ResNet(config.model, num_classes, size)
+    else:
+        network = CNN(config.model, num_classes, channels, size)
+    return Classifier(Normalize(channels), network, size, config.tta)
+
+
+def count_params(model: nn.Module) -> int:
+    """Number of parameters (buffers such as running statistics not counted)."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """The precision of all that runs a model, in training and afterwards: bfloat16 where there is a GPU for it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+def forward(model: nn.Module, inputs: Tensor) -> Tensor:
+    """What `model` makes of `inputs`, as float32, in the precision of :func:`autocast`."""
+    with autocast(inputs.device):
+        outputs: Tensor = model(inputs)
+    return outputs.float()

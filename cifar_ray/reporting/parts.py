@@ -1,0 +1,84 @@
+"""What a report is made of: sections with text, tables and images, and numbers as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cifar_ray.results.statistics import Interval
+from cifar_ray.text import thousands
+
+
+@dataclass
+class Table:
+    """Cells as text: the first `num_text` columns are words, the others numbers."""
+
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+    num_text: int = 1
+    marks: dict[int, list[str]] = field(default_factory=dict)
+    """Labels of a row (by its index), such as `best`; they stand behind its last text cell."""
+    shares: list[float] | None = None
+    """A share in 0..1 for each row, drawn as a bar in its last cell."""
+
+
+@dataclass
+class Image:
+    """A figure of evaluation/; a wide one takes the whole width of the page."""
+
+    name: str
+    title: str
+    png: bytes
+    wide: bool = False
+
+
+@dataclass
+class Section:
+    """A heading with paragraphs, tables, images and folded code, in this order; one without any is left out."""
+
+    heading: str
+    text: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    images: list[Image] = field(default_factory=list)
+    folded: tuple[str, str] | None = None
+
+
+def shared_images(data: Mapping[str, Any]) -> list[str]:
+    """What is to be said, of `data` in run.json, about images that two splits share; nothing where none do."""
+    said = []
+    if num := data.get("num_test_copies"):
+        said.append(
+            f"{thousands(num)} of {thousands(data.get('num_test'))} test images are also training or validation "
+            "images: expect less than the test scores of new images"
+        )
+    if num := data.get("num_val_copies"):
+        said.append(
+            f"{thousands(num)} of {thousands(data.get('num_val'))} validation images are also training images: "
+            "models that learn them by heart rank too high"
+        )
+    return said
+
+
+def score_text(value: float | Interval | None, metric: str = "accuracy") -> str:
+    """A score, or a mean with its interval: accuracy in percent, `97.21` or `97.21 (96.10 to 98.02)`, others as 0.9721.
+
+    The same digits everywhere: what two means differ by is seen, and their intervals say what it is worth.
+    """
+    if isinstance(value, Interval):
+        bounds = f" ({score_text(value.low, metric)} to {score_text(value.high, metric)})"
+        return score_text(value.mean, metric) + ("" if value.low is None else bounds)
+    if value is None:
+        return "-"
+    return f"{100 * value:.2f}" if metric == "accuracy" else f"{value:.4f}"
+
+
+def difference_text(value: float, metric: str = "accuracy") -> str:
+    """A signed difference of scores: of accuracies in percentage points, such as `+0.45`, of others as `+0.0045`."""
+    return f"{100 * value:+.2f}" if metric == "accuracy" else f"{value:+.4f}"
+
+
+def with_unit(metric: str, value: float | Interval | None) -> str:
+    """A value of a metric as text: accuracy in percent, others as fractions."""
+    return score_text(value, metric) + (" %" if metric == "accuracy" else "")

@@ -1,0 +1,106 @@
+"""From the records of a run to report.html and report.md, and the finalists as a table for the terminal.
+
+The HTML template and the Markdown writer lay out the same `sections`. jinja2 and matplotlib are imported where they are
+used, so that the driver can import this early.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+from cifar_ray.files import write_bytes, write_text
+from cifar_ray.reporting.figures import FIGURE_STYLE
+from cifar_ray.reporting.parts import Section
+from cifar_ray.reporting.quality import curves, errors
+from cifar_ray.reporting.speed import speed
+from cifar_ray.reporting.summary import configuration, facts_of, families, finalists, gain, headline_of
+from cifar_ray.reporting.trials import all_trials, best_trials, ledger
+from cifar_ray.results.recorded_run import Records
+from cifar_ray.results.records import RunFolder
+
+
+def build_report(run: Path) -> tuple[Path, Path]:
+    """Write report.html, report.md and the figures of evaluation/ from the records of a run, and return both paths.
+
+    What a run has not recorded (it was interrupted, it has no test split) is left out.
+
+    Raises:
+        InputError: `run` is no run folder, or one of its records is broken.
+    """
+    import jinja2
+    import matplotlib
+
+    folder = RunFolder(run)
+    records = Records(folder)
+    with matplotlib.rc_context(FIGURE_STYLE):
+        sections = sections_of(records)
+    for image in [image for section in sections for image in section.images]:
+        write_bytes(folder.evaluation / image.name, image.png)
+    title, headline, facts = run.resolve().name, headline_of(records), facts_of(records)
+    command = str(records.run.get("command") or "")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    page = environment.get_template("report.html.j2")
+    text = page.render(title=title, headline=headline, facts=facts, command=command, sections=sections)
+    write_text(folder.report_html, text)
+    write_text(folder.report_md, _markdown(title, headline, facts, command, sections))
+    return folder.report_html, folder.report_md
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    text = html.escape(" ".join(text.split()), quote=False)
+    return "".join("\\" + letter if letter in "\\`*_[]|~#" else letter for letter in text)
+
+
+def _markdown(
+    title: str, headline: str, facts: Sequence[tuple[str, str]], command: str, sections: Sequence[Section]
+) -> str:
+    lines = [f"# {_escaped(title)}", "", f"**{_escaped(headline)}**", "", *_fenced(command), ""]
+    lines += [f"- {label}: {_escaped(text)}" for label, text in facts] + [""]
+    for section in sections:
+        lines += [f"## {section.heading}", ""]
+        for text in section.text:
+            lines += [_escaped(text), ""]
+        for table in section.tables:
+            lines.append("| " + " | ".join(_escaped(column) for column in table.columns) + " |")
+            num_numbers = len(table.columns) - table.num_text
+            lines.append("|" + " --- |" * table.num_text + " ---: |" * num_numbers)
+            for index, row in enumerate(table.rows):
+                cells = [_escaped(cell) for cell in row]
+                cells[table.num_text - 1] += "".join(f" **{mark}**" for mark in table.marks.get(index, []))
+                lines.append("| " + " | ".join(cells) + " |")
+            lines += ["", _escaped(table.note), ""] if table.note else [""]
+        for image in section.images:
+            lines += [f"![{_escaped(image.title)}](evaluation/{image.name})", ""]
+        if section.folded:
+            summary, code = section.folded
+            lines += [
+                "<details>",
+                f"<summary>{html.escape(summary)}</summary>",
+                "",
+                *_fenced(code),
+                "",
+                "</details>",
+                "",
+            ]
+    return "\n".join(lines)
+
+
+def _fenced(code: str) -> list[str]:
+    fence = "`" * (3 + code.count("```"))  # longer than any fence inside
+    return [fence, code, fence]
+
+
+def sections_of(records: Records) -> list[Section]:
+    """All sections in the order of the report, without those that the run has no records for."""
+    sections = [finalists(records) if records.summaries else best_trials(records), families(records)]
+    sections += [gain(records), curves(records), errors(records), speed(records), configuration(records)]
+    sections += [all_trials(records), ledger(records)]
+    return [one for one in sections if one.text or one.tables or one.images or one.folded]

@@ -1,0 +1,144 @@
+"""What a report says of the trials of the search: the best ones, how they ended, and where their time went."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+from cifar_ray.reporting.parts import Section, Table, with_unit
+from cifar_ray.results.ranking import best_value
+from cifar_ray.results.recorded_run import Records
+from cifar_ray.results.records import TRIAL_SECONDS, slot_seconds
+from cifar_ray.text import counted, decimals, duration, share, short
+
+STATES = {
+    "complete": "reached its horizon or its patience",
+    "pruned": "stopped early by ASHA",
+    "infeasible": "over a limit, not trained",
+    "failed": "ended by an error",
+}
+
+
+def best_trials(records: Records) -> Section:
+    """The best ten; stands first in the report until a final model is evaluated."""
+    table = Table([], [])
+    for trial in records.tried[:10]:
+        best = trial["best"]
+        words = {"trial": trial["name"], **records.origin(trial["name"]), "state": trial["state"]}
+        cells = words | {"epochs": str(trial.get("epochs", "-"))}
+        cells[f"val {records.metric_name}"] = with_unit(records.metric, best["val_metric"])
+        cells |= {"val loss": decimals(best.get("val_loss"), 3), "params": short(trial.get("num_params"))}
+        table.columns, table.num_text = list(cells), len(words)
+        table.rows.append(list(cells.values()))
+    if not records.searched:
+        return Section("Best trials so far")
+    text = "No final model has been evaluated, so this report shows the search alone: one seed a trial, no test split."
+    return Section("Best trials so far", [text], [table] if table.rows else [])
+
+
+def search_gain(records: Records) -> str:
+    """What the trials of each space gained over its default recipe, in words; empty where nothing says it."""
+    spaces = defaultdict(list)
+    for trial in records.tried:  # best first
+        spaces[records.space_of[trial["name"]]].append(trial)
+    said = []
+    for space, tried in sorted(spaces.items(), key=lambda item: min(trial["number"] for trial in item[1])):
+        default = next((trial for trial in tried if records.is_default(trial["name"])), None)
+        if default is None or len(tried) == 1:
+            continue
+        reached = f"{records.recipe(default['name'])} reached {with_unit(records.metric, best_value(default))}"
+        if tried[0] is default:
+            said.append(f"{reached} and none of the other {len(tried) - 1} trials did better")
+        else:
+            of_space = f" of {space}" if records.several_spaces else ""
+            best = f"the best trial{of_space}, {tried[0]['name']}"
+            said.append(f"{reached} and {best}, {with_unit(records.metric, best_value(tried[0]))}")
+    return "; ".join(said)
+
+
+def all_trials(records: Records) -> Section:
+    """How the trials ended, why some are lost, and how many were of each space."""
+    states = Counter(trial["state"] for trial in records.trials)
+    rows = [[state, meaning, str(states[state])] for state, meaning in STATES.items() if states[state]]
+    section = Section("Trials", tables=[Table(["state", "meaning", "trials"], rows, num_text=2)] if rows else [])
+    lost = [trial for trial in records.trials if trial["state"] in ("failed", "infeasible")]
+    reasons = Counter((one["state"], " ".join(str(one.get("reason") or "unknown").split())[:200]) for one in lost)
+    if reasons:
+        rows = [[state, reason, str(count)] for (state, reason), count in reasons.most_common(12)]
+        section.tables.append(Table(["state", "reason", "trials"], rows, num_text=2))
+    section.tables += _spaces(records)
+    section.text += _heads(records)
+    return section
+
+
+def _spaces(records: Records) -> list[Table]:
+    """The states and the best value of the trials of each space, and of each family within it; none of a single one."""
+    families = defaultdict(set)
+    for trial in records.trials:
+        families[records.space_of[trial["name"]]].add(records.family_of[trial["name"]])
+    groups = defaultdict(list)
+    for trial in records.trials:
+        space = records.space_of[trial["name"]]
+        known = [str(family) for family in families[space] if family]
+        # A trial without a valid configuration belongs where all others of its space do.
+        family = records.family_of[trial["name"]] or (known[0] if len(known) == 1 else "-")
+        groups[space, str(family)].append(trial)
+    if len(groups) < 2:
+        return []
+    states = [state for state in STATES if any(trial["state"] == state for trial in records.trials)]
+    named_alike = all(space == family for space, family in groups)
+    rows = []
+    for (space, family), trials in groups.items():
+        counts = Counter(trial["state"] for trial in trials)
+        names = {trial["name"] for trial in trials}
+        best = next((trial for trial in records.tried if trial["name"] in names), None)  # best first
+        row = [space, *([] if named_alike else [family]), best["name"] if best else "-"]
+        row += [with_unit(records.metric, best_value(best)) if best else "-", *(str(counts[state]) for state in states)]
+        rows.append([*row, str(len(trials))])
+    words = ["space", *([] if named_alike else ["family"]), "best trial"]
+    columns = [*words, f"best val {records.metric_name}", *states, "trials"]
+    note = "Best value: validation, one seed, and the largest of many, so expect less of it on new images."
+    return [Table(columns, rows, note, num_text=len(words))]
+
+
+def _heads(records: Records) -> list[str]:
+    """How many trials trained a head on features that were computed before, and what these took."""
+    features = [trial["features"] for trial in records.trials if trial.get("features")]
+    if not features:
+        return []
+    views = sorted(Counter(one["views"] for one in features).items())
+    if len(views) == 1:
+        of = f"for {counted(views[0][0], 'view')} of each training image"
+    else:
+        of = ", ".join(f"in {counted(count, 'trial')} for {counted(number, 'view')}" for number, count in views)
+        of += " of each training image"
+    seconds = sum(one.get("seconds") or 0.0 for one in features)
+    return [
+        f"{len(features)} of {counted(len(records.trials), 'trial')} trained a head alone, on features that a frozen "
+        f"backbone computed once ({of}); computing or loading them took {duration(seconds)} in all."
+    ]
+
+
+def ledger(records: Records) -> Section:
+    """The wall-clock of the phases, and what the slot time of the search went to."""
+    section = Section("Where the time went")
+    total = sum(records.phases.values())
+    if total > 0:
+        phases = records.phases.items()
+        rows = [[phase, duration(s), share(s, total)] for phase, s in phases] + [["all", duration(total), "100.0 %"]]
+        shares = [s / total for _, s in phases]
+        section.tables.append(
+            Table(["phase", "wall-clock", "share"], rows, "Phases of the run.", shares=[*shares, 0.0])
+        )
+    slots = records.device.get("slots") or 1
+    # A search that was cut short has not recorded its length: its last trial says how long it was at least.
+    search_s = records.phases.get("search") or max((one.get("ended_s") or 0.0 for one in records.trials), default=0.0)
+    if records.trials and search_s > 0:
+        slot_s = slots * search_s
+        seconds = slot_seconds(records.trials, slot_s)
+        what = {**TRIAL_SECONDS, "idle": "no trial in the slot: the search starts, or has no more trials for it"}
+        rows = [[kind, what[kind], duration(s), share(s, slot_s)] for kind, s in seconds.items()]
+        rows.append(["all", "", duration(slot_s), share(slot_s, slot_s)])
+        note = f"Slot time of the search: {counted(slots, 'slot')} x {duration(search_s)}."
+        shares = [max(s / slot_s, 0.0) for s in seconds.values()]
+        section.tables.append(Table(["slot time", "what", "sum", "share"], rows, note, 2, shares=[*shares, 0.0]))
+    return section

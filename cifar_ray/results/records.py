@@ -1,0 +1,213 @@
+"""The records of a run on disk: their paths, their columns, and how they are written and read.
+
+What they say about the models is the matter of `ranking`. Needs neither torch nor ray, so that every process can
+import it early.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from cifar_ray.errors import InputError
+from cifar_ray.files import plain, read_json, read_text, write_bytes, write_text
+
+DEFAULT = "default"
+"""Name of the configuration of trial 0, the default recipe, which is always among the finalists."""
+
+# fmt: off
+HISTORY_COLUMNS = (
+    "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_metric", "lr", "grad_norm_max", "train_s",
+)
+RESULTS_COLUMNS = (
+    "model", "family", "trial", "seed", "train_accuracy", "val_accuracy", "test_accuracy", "test_loss",
+    "test_auc_macro_ovr", "num_params", "size_mb", "latency_ms_p50", "latency_ms_p95", "images_per_s",
+    "config", "test_f1_macro", "val_metric", "val_loss", "epochs", "best_epoch", "train_s", "training_seed",
+    "device", "threads", "torch", "tta", "failure",
+)
+LATENCY_COLUMNS = (
+    "config", "device", "threads", "batch_size", "n", "latency_ms_p50", "latency_ms_p95", "images_per_s", "tta",
+)
+# fmt: on
+TEXT_COLUMNS = frozenset({"model", "family", "config", "device", "torch", "tta", "failure"})
+"""Columns that stay text even where they look like numbers (a preset called `2024`, torch `2.11`)."""
+
+MAX_NAME_BYTES = 255
+"""What file systems take as the name of a folder."""
+
+CHECKPOINT = "checkpoint.pt"
+"""In the folder of a training under way: what it goes on from."""
+
+FAILED = "failed.json"
+"""In the folder of a final training that failed: why."""
+
+Row = dict[str, Any]
+
+TRIAL_SECONDS = {
+    "startup": "a process starts, and imports what it needs",
+    "wait": "the slot is free and the next trial has not begun",
+    "data": "images, or what a frozen backbone makes of them, come to the device",
+    "setup": "the model and its optimizer are built",
+    "train": "training",
+    "eval": "validation, and the best weights kept",
+    "checkpoint": "what a trial would go on from is packed and sent",
+    "scheduler": "an epoch is reported, and ASHA decides",
+}
+"""Kinds of the seconds of a trial's slot, from when the trial before it ended there."""
+
+
+def slot_seconds(trials: Iterable[Row], slot_s: float) -> dict[str, float]:
+    """Where the slot time of a search went, which is all of its slots times its length.
+
+    Args:
+        trials: records of trials.jsonl.
+        slot_s: the slot time in seconds.
+
+    Returns:
+        Seconds by kind (:data:`TRIAL_SECONDS`), those without any left out, and `idle`, the rest: together `slot_s`.
+    """
+    spent = [trial.get("seconds") or {} for trial in trials]
+    kinds = {kind: sum(seconds.get(kind, 0.0) for seconds in spent) for kind in TRIAL_SECONDS}
+    idle = slot_s - sum(kinds.values())
+    # Where Ray had a process ready before the one in whose place it came had ended, their seconds overlap.
+    kinds["startup"] += min(idle, 0.0)
+    return {**{kind: seconds for kind, seconds in kinds.items() if seconds > 0}, "idle": max(idle, 0.0)}
+
+
+def folder_name(text: Any) -> str:
+    """Return `text`, from a flag or a file, if it can name a folder of its own; raise ValueError if it cannot."""
+    if not isinstance(text, str) or not text or text.startswith(".") or {"/", os.sep, "\0"} & set(text):
+        raise ValueError(f"must be the name of a folder, not a path: {text!r:.300}")
+    if len(os.fsencode(text)) > MAX_NAME_BYTES:
+        raise ValueError(f"must be at most {MAX_NAME_BYTES} bytes long, not {len(os.fsencode(text))}")
+    return text
+
+
+def read_name(row: Mapping[str, Any], field: str, source: str) -> str:
+    """Return the name in a field of a record. Raises InputError, with the `source`, where it cannot name a folder."""
+    try:
+        return folder_name(row.get(field))
+    except ValueError as error:
+        raise InputError(f"{source}: {field}: {error}") from None
+
+
+class RunFolder:
+    """Paths of the files of one run; creates nothing."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.run_json = root / "run.json"
+        self.study_journal = root / "study.journal"
+        self.trials_jsonl = root / "trials.jsonl"
+        self.models = root / "models"
+        self.best = root / "best"
+        self.evaluation = root / "evaluation"
+        self.results_csv = self.evaluation / "results.csv"
+        self.predictions_npz = self.evaluation / "predictions.npz"
+        self.latency_csv = self.evaluation / "latency.csv"
+        self.report_html = root / "report.html"
+        self.report_md = root / "report.md"
+
+    def trial(self, number: int) -> Path:
+        """Folder of one trial's history and TensorBoard events."""
+        return self.root / "trials" / f"{number:04d}"
+
+    def model(self, name: str) -> Path:
+        """Folder of one final model, such as `trial-0012-seed2`."""
+        return self.models / name
+
+    def is_saved(self, name: str) -> bool:
+        """Whether the final model `name` stands there, whole: one that a power cut left empty, or in part, does not."""
+        try:
+            read_json(self.model(name) / "config.json")
+            with safe_open(self.model(name) / "model.safetensors", framework="numpy"):
+                return True
+        except (InputError, OSError, SafetensorError):
+            return False
+
+    def failure(self, name: str) -> str | None:
+        """Why the final training `name` failed; None where it did not."""
+        path = self.model(name) / FAILED
+        return str(read_json(path)["failure"]) if path.exists() else None
+
+
+def write_trials(path: Path, records: Iterable[Row]) -> None:
+    """Write the records of trials atomically, one JSON object a line."""
+    write_text(path, "".join(json.dumps(plain(record), allow_nan=False) + "\n" for record in records))
+
+
+def read_trials(path: Path) -> list[Row]:
+    """Read the records of trials; a missing file holds none. Raises InputError with the number of a broken line."""
+    records = []
+    for number, line in enumerate(read_text(path).split("\n") if path.exists() else [], start=1):
+        try:
+            records += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}:{number}: is no JSON: {error}") from None
+    return records
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows under a header atomically. None, NaN, infinities and missing keys become empty cells.
+
+    Raises:
+        ValueError: a row has a key that is no column.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: plain(value) for key, value in row.items()} for row in rows)
+    write_text(path, text.getvalue())
+
+
+def _typed(column: str, cell: str | None) -> str | int | float | None:
+    if not cell or column in TEXT_COLUMNS:
+        return cell or None
+    for kind in (int, float):
+        try:
+            value = kind(cell)
+        except ValueError:
+            continue
+        return value if math.isfinite(value) else None
+    return cell
+
+
+def read_csv(path: Path) -> list[Row]:
+    """Read rows: int or float where a cell parses, None where empty or not finite. A missing file has no rows."""
+    if not path.exists():
+        return []
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    return [{column: _typed(column, cell) for column, cell in row.items() if column} for row in rows]
+
+
+def write_predictions(path: Path, labels: np.ndarray, probabilities: Mapping[str, np.ndarray]) -> None:
+    """Write the test labels (N,) and each model's class probabilities (N, C), atomically."""
+    data = io.BytesIO()
+    np.savez_compressed(
+        data,
+        labels=labels.astype(np.int64),
+        **{name: values.astype(np.float32) for name, values in probabilities.items()},  # type: ignore[arg-type]
+    )
+    write_bytes(path, data.getvalue())
+
+
+def read_predictions(path: Path) -> dict[str, np.ndarray]:
+    """Read `labels` (N,) int64 and an array (N, C) float32 for each model; a missing file has none."""
+    if not path.exists():
+        return {}
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def write_history(folder: Path, rows: Sequence[Row]) -> None:
+    """Write history.csv, the public part of what each epoch measured."""
+    write_csv(folder / "history.csv", HISTORY_COLUMNS, [{name: row[name] for name in HISTORY_COLUMNS} for row in rows])

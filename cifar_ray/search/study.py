@@ -1,0 +1,89 @@
+"""The Optuna study of a search: opened or taken up again, told how trials ended, and read for the finalists.
+
+Its journal is the record of the search. Knows nothing of Ray: how trials are run is the matter of `tuner`.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from cifar_ray.results.records import Row
+
+RECORD = "record"
+"""User attribute of a finished trial in the study: its record, one line of trials.jsonl."""
+
+
+def open_study(journal: Path, name: str, sampler: str, seed: int) -> optuna.Study:
+    """Open the study `name` in a journal file, or make it; `sampler` is `tpe` or `random`.
+
+    Trials that were running when an earlier session of the run was killed wait to be run again, under their numbers and
+    with their parameters. One that had ended, but had not been told, is told.
+    """
+    storage = JournalStorage(JournalFileBackend(str(journal)))
+    study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+    # Not the seed of the first session: that would draw the same configurations again.
+    sampler_seed = int(
+        np.random.SeedSequence([seed, *([len(study.trials)] if study.trials else [])]).generate_state(1)[0]
+    )
+    study.sampler = (
+        # Conditional parameters are modelled together with those they depend on (group), and running trials
+        # count as bad ones (constant_liar), so that slots that ask side by side do not get the same answer.
+        # Trial 0 is a good start to model from: five random draws beside it are enough.
+        optuna.samplers.TPESampler(
+            n_startup_trials=6, multivariate=True, group=True, constant_liar=True, seed=sampler_seed
+        )
+        if sampler == "tpe"
+        else optuna.samplers.RandomSampler(seed=sampler_seed)
+    )
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if RECORD in trial.user_attrs:
+            tell(study, trial.number, trial.user_attrs[RECORD])
+        else:
+            put_back(study, trial)
+    return study
+
+
+def put_back(study: optuna.Study, trial: optuna.Trial | FrozenTrial) -> None:
+    """Let a trial that was drawn wait, to be asked for again under its number and with its parameters."""
+    study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+
+
+def mend_journal(journal: Path) -> str | None:
+    """Make the journal of a killed run usable again; return what was mended, if anything was.
+
+    A lock that nobody holds any more would block the next write for 30 seconds, and a last line that was cut short
+    would make the journal unreadable once something is appended. Only to be called by the one writer.
+    """
+    mended = []
+    lock = journal.with_name(journal.name + ".lock")
+    if lock.is_symlink() or lock.exists():
+        lock.unlink()
+        mended.append("a stale lock removed")
+    data = journal.read_bytes() if journal.exists() else b""
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        with journal.open("r+b") as file:
+            file.truncate(len(whole))
+        mended.append(f"{len(data) - len(whole)} bytes of a line that was cut short removed")
+    return f"{journal.name}: {', '.join(mended)}" if mended else None
+
+
+def tell(study: optuna.Study, local_number: int, record: Row) -> None:
+    """Tell the study how a trial ended. One over a limit is PRUNED: of a failed one the sampler would learn nothing."""
+    if record["state"] == "complete":
+        study.tell(local_number, record["best"]["val_metric"])
+    else:
+        state = TrialState.FAIL if record["state"] == "failed" else TrialState.PRUNED
+        study.tell(local_number, state=state)
+
+
+def study_records(study: optuna.Study) -> Iterator[Row]:
+    """The records of the study's finished trials, by number."""
+    for trial in study.get_trials(deepcopy=False):
+        if RECORD in trial.user_attrs:
+            yield trial.user_attrs[RECORD]

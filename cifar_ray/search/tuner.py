@@ -1,0 +1,127 @@
+"""The Tune run of a search: its trials side by side, until the searcher has had enough."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from cifar_ray.distributed.process import TrialSettings
+from cifar_ray.distributed.workers import Pool
+from cifar_ray.search.asha import make_asha
+from cifar_ray.search.searcher import StudySearcher
+from cifar_ray.search.trial import ROWS, relay_trial, train_trial
+
+
+class Stopper(tune.Stopper):
+    """Ends each trial with its first report after the time is up, or before it begins, and all of them on Ctrl-C."""
+
+    def __init__(self, searcher: StudySearcher) -> None:
+        self.searcher = searcher
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return self.searcher.out_of_time if result.get(ROWS) else self.searcher.finished
+
+    def stop_all(self) -> bool:
+        return self.searcher.interrupted
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune pickles it for snapshots that are never read."""
+        return {}
+
+
+@contextlib.contextmanager
+def _ctrl_c_ends(searcher: StudySearcher) -> Iterator[None]:
+    """The first Ctrl-C ends the search, the second one the program at once.
+
+    That is what Tune makes of it, too; but it does not tell, and its handler outlives the search.
+    """
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(number: int, frame: Any) -> None:
+        searcher.interrupted = True
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def run_search(
+    searcher: StudySearcher,
+    settings: TrialSettings,
+    resources: dict[str, float],
+    num_slots: int,
+    storage: Path,
+    pool: Pool | None = None,
+) -> None:
+    """Run the trials of `searcher` to the end, `num_slots` of them side by side.
+
+    Args:
+        searcher: draws the trials and keeps their records.
+        settings: shared by all trials.
+        resources: of one trial, by Ray's names (`CPU`, `GPU`).
+        num_slots: how many trials fit.
+        storage: a folder for Tune's own files, of no use afterwards.
+        pool: workers that train the trials, one for each group of them; without it each trial trains itself.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C ended it; what was running is left to a later session.
+        ray.train.TrainingFailedError: the workers of the pool were lost again and again.
+    """
+    searcher.pool, searcher.num_slots = pool, num_slots
+    # With one pending trial at a time, its default, Tune starts one process after another. Where trials are shorter
+    # than that takes it never had a second one: the first process, free again, took the trial that the second was
+    # being started for, and that one was stopped.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(num_slots)
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    if pool is None:
+        trainable = tune.with_resources(
+            tune.with_parameters(train_trial, settings=settings, search_began=time.time()),
+            {name.lower(): n for name, n in resources.items()},
+        )
+    else:
+        # The workers hold every CPU: of what is left, a trial that only passes messages on takes as good as nothing.
+        trainable = tune.with_resources(
+            tune.with_parameters(relay_trial, desk=pool.desk, search_began=time.time()), {"memory": 1}
+        )
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            num_samples=-1,
+            max_concurrent_trials=None if pool is None else pool.num_groups,
+            reuse_actors=True,
+            scheduler=make_asha(settings.max_epochs, searcher.study),
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name="search",
+            storage_path=str(storage),
+            verbose=0,
+            stop=Stopper(searcher),
+            callbacks=[] if pool is None else [_DropAtTheDesk(pool)],
+        ),
+    )
+    with _ctrl_c_ends(searcher):
+        tuner.fit()
+    if searcher.interrupted:
+        raise KeyboardInterrupt
+    if pool is not None:
+        pool.check()
+
+
+class _DropAtTheDesk(tune.Callback):
+    """Tells the desk of trials that have ended: one whose process was killed cannot do so itself."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.desk = pool.desk
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self.desk.drop.remote(str(trial.config["number"]))

@@ -1,0 +1,1 @@
+"""One model's training, whatever process it runs in."""

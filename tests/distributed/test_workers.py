@@ -1,0 +1,155 @@
+"""Final training on real Ray Train, with groups of one worker and of two under DDP."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from helpers.network import listening
+from helpers.resnets import random_weights, resnet_config, small_data
+
+from cifar_ray.config import AugmentConfig, trial_config
+from cifar_ray.distributed.jobs import Desk, Epoch, Job, Message, Trained
+from cifar_ray.distributed.process import TrialSettings
+from cifar_ray.distributed.workers import FinalModel, Workers, _train, train_models
+from cifar_ray.models.resnet import ResNet
+from cifar_ray.models.saved import unpack_model
+from cifar_ray.training.device_data import DeviceData
+from cifar_ray.training.loop import Ranks, eval_model, run_experiment
+from cifar_ray.training.metrics import loss_and_accuracy
+
+MAX_EPOCHS = 2
+CARD = {"class_names": list("0123456789"), "resize": {"channels": 1, "image_size": 8, "rule": "native"}}
+
+
+def final_model(seed_index: int, lr: float = 0.1, norm: str = "group") -> FinalModel:
+    config = {
+        "model": {"widths": [8, 16], "blocks": [1, 1], "kernel_sizes": [3, 3], "norm": norm},
+        "optimizer": {"lr": lr},
+        "batch_size": 32,
+    }
+    return FinalModel("default", 0, seed_index, 100 + seed_index, trial_config(config, "test"))
+
+
+def train(models: list[FinalModel], arrays: dict[str, np.ndarray], workers: Workers) -> tuple[dict[str, Trained], int]:
+    """Train on Ray; return what came by model name, and how many epochs were reported.
+
+    While they train, nobody from outside can reach the workers.
+    """
+    trained: dict[str, Trained] = {}
+    epochs = 0
+
+    def on_message(model: FinalModel, message: Message) -> None:
+        nonlocal epochs
+        if isinstance(message, Trained):
+            trained[model.name] = message
+        epochs += isinstance(message, Epoch)
+        assert {ip for ip, _ in listening()} <= {"127.0.0.1", "::1"}
+
+    with tempfile.TemporaryDirectory() as storage:
+        settings = TrialSettings([ray.put(arrays)], 10, MAX_EPOCHS, MAX_EPOCHS, "accuracy", 1)
+        train_models(models, settings, workers, Path(storage), on_message)
+    return trained, epochs
+
+
+@pytest.fixture(scope="module")
+def one_each(hardware: Any, digit_arrays: dict[str, np.ndarray]) -> tuple[dict[str, Trained], int]:
+    """Three models and one that diverges, walked by two groups of one worker."""
+    models = [final_model(0), final_model(1, lr=1e30), final_model(2), final_model(3)]
+    return train(models, digit_arrays, Workers(2, 1, {"CPU": 1, "GPU": 0}))
+
+
+@pytest.fixture(scope="module")
+def one_process(digit_arrays: dict[str, np.ndarray]) -> Any:
+    """The same models trained in this process."""
+    torch.set_num_threads(1)
+    data = DeviceData.from_arrays(digit_arrays, 10, torch.device("cpu"))
+    return lambda model: run_experiment(model.config, data, seed=model.training_seed, max_epochs=MAX_EPOCHS)
+
+
+def test_every_model_of_the_list_comes_back_and_a_failed_one_says_why(one_each: Any) -> None:
+    trained, epochs = one_each
+    assert sorted(trained) == [f"default-seed{index}" for index in range(4)]
+    assert [name for name, model in trained.items() if model.failure] == ["default-seed1"]
+    assert "non-finite" in str(trained["default-seed1"].failure)
+    assert epochs == 3 * MAX_EPOCHS
+
+
+def test_a_worker_trains_what_a_plain_process_trains_bit_for_bit(one_each: Any, one_process: Any) -> None:
+    for index in (0, 2, 3):
+        final = one_each[0][f"default-seed{index}"]
+        model = unpack_model(final.weights, final_model(index).config, CARD)
+        expected = one_process(final_model(index)).model.state_dict()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
+def test_the_train_accuracy_is_that_of_the_saved_weights(one_each: Any, digit_arrays: dict[str, np.ndarray]) -> None:
+    final = one_each[0]["default-seed0"]
+    logits = eval_model(
+        unpack_model(final.weights, final_model(0).config, CARD), torch.tensor(digit_arrays["train_images"])
+    )
+    assert final.train_accuracy == loss_and_accuracy(logits, torch.tensor(digit_arrays["train_labels"]))[1]
+
+
+def test_a_head_trains_and_is_measured_without_another_pass_of_its_backbone(
+    hardware: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    images = []
+    features = ResNet.features
+
+    def counted(network: ResNet, x: torch.Tensor) -> torch.Tensor:
+        images.append(len(x))
+        return features(network, x)
+
+    monkeypatch.setattr(ResNet, "features", counted)
+    config, data = resnet_config(AugmentConfig(flip="random"), finetune="head", feature_views=2), small_data()
+    shared = TrialSettings([], 2, 2, None, "accuracy", 1, {"resnet18 IMAGENET1K_V1": ray.put(random_weights())})
+    desk: Any = ray.remote(Desk).options(num_cpus=0).remote(judged=False)
+    settings = {"settings": shared, "desk": desk, "judged": False, "checkpoint_every_s": 60.0}
+    generation = ray.get(desk.begin.remote())
+    trained = []
+    for key in "ab":
+        ray.get(desk.submit.remote(Job(key, config, seed=0)))
+        trained.append(_train(Job(key, config, seed=0), data, settings, generation, Ranks()))
+        # Two views of the training images and the validation images, once for both.
+        assert sum(images) == 2 * len(data.train_images) + len(data.val_images)
+    ray.kill(desk)
+    assert trained[0] is not None and trained[1] is not None
+    assert trained[0].weights == trained[1].weights
+    card = {"class_names": ["a", "b"], "resize": {"channels": 3, "image_size": 8, "rule": "native"}}
+    model = unpack_model(trained[0].weights, config, card)
+    logits = eval_model(model, data.train_images)
+    assert trained[0].train_accuracy == loss_and_accuracy(logits, data.train_labels)[1]
+
+
+def test_two_workers_under_ddp_train_one_model_as_one_process_does(
+    hardware: Any, one_process: Any, digit_arrays: dict[str, np.ndarray]
+) -> None:
+    # Group norm: batch norm sees half the batch on each worker, which is another (valid) model.
+    trained, epochs = train([final_model(0)], digit_arrays, Workers(2, 2, {"CPU": 1, "GPU": 0}))
+    final = trained["default-seed0"]
+    expected = one_process(final_model(0))
+    assert epochs == MAX_EPOCHS  # one rank of the group reports
+    weights = unpack_model(final.weights, final_model(0).config, CARD).state_dict()
+    for name, tensor in expected.model.state_dict().items():
+        torch.testing.assert_close(weights[name], tensor, atol=1e-5, rtol=1e-4)
+    assert final.history is not None
+    for row, other in zip(final.history, expected.history, strict=True):
+        assert row["train_loss"] == pytest.approx(other["train_loss"], abs=1e-5)
+        assert row["val_loss"] == pytest.approx(other["val_loss"], abs=1e-5)
+        assert row["val_accuracy"] == other["val_accuracy"]
+
+
+def test_a_training_that_takes_its_workers_along_twice_is_failed_and_the_others_are_not(
+    hardware: Any, digit_arrays: dict[str, np.ndarray]
+) -> None:
+    # A worker that trained it would meet an error that nobody foresaw.
+    broken = final_model(0)
+    object.__setattr__(broken.config, "batch_size", "32")
+    trained, epochs = train([broken, final_model(1)], digit_arrays, Workers(1, 1, {"CPU": 1, "GPU": 0}))
+    assert str(trained["default-seed0"].failure).startswith("TypeError: ")
+    assert trained["default-seed1"].failure is None and epochs == MAX_EPOCHS

@@ -1,0 +1,157 @@
+"""The evaluation pool on real Ray actors."""
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from sklearn.metrics import log_loss, roc_auc_score
+
+from cifar_ray.config import TrialConfig
+from cifar_ray.data.splits import load_data
+from cifar_ray.evaluation import latency
+from cifar_ray.evaluation.latency import MIN_TIMED, NUM_WARMUP, Timer, _node_for_timing, time_models
+from cifar_ray.evaluation.scores import MAX_ROUNDS, Scorer, map_over_actors, score_models
+from cifar_ray.models.classifier import build_model
+from cifar_ray.models.saved import SavedModel, pack_weights
+
+CARD = {"class_names": list("0123456789"), "resize": {"channels": 1, "image_size": 8, "rule": "native"}}
+
+
+@pytest.fixture(scope="module")
+def test_split() -> Any:
+    return load_data("digits").test
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, SavedModel]:
+    """Three untrained models."""
+    made = {}
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = build_model(TrialConfig(), num_classes=10, channels=1, image_size=8)
+        model.normalize.mean.fill_(80.0)
+        model.normalize.std.fill_(80.0)
+        made[f"m{seed}"] = SavedModel(f"m{seed}", pack_weights(model), TrialConfig(), CARD)
+    return made
+
+
+def test_scores_are_scikit_learns_of_the_models_probabilities(
+    hardware: Any, models: dict[str, SavedModel], test_split: Any
+) -> None:
+    seen: list[str] = []
+    scores = score_models(
+        models, test_split.images, test_split.labels, 2, {"CPU": 1, "GPU": 0}, lambda name, score: seen.append(name)
+    )
+    assert list(scores) == list(models)
+    assert sorted(seen) == sorted(models)
+    for name, score in scores.items():
+        with torch.inference_mode():
+            logits = models[name].build(torch.device("cpu"))(torch.tensor(test_split.images))
+        expected = logits.softmax(1).numpy()
+        np.testing.assert_allclose(score.probabilities, expected, atol=1e-6)
+        assert score.test_accuracy == pytest.approx((expected.argmax(1) == test_split.labels).mean())
+        assert score.test_loss == pytest.approx(log_loss(test_split.labels, expected), rel=1e-4)
+        assert score.test_auc_macro_ovr == pytest.approx(
+            roc_auc_score(test_split.labels, score.probabilities, multi_class="ovr", average="macro"), abs=1e-6
+        )
+
+
+def test_each_model_is_timed_alone_on_the_whole_node(
+    hardware: Any, models: dict[str, SavedModel], test_split: Any
+) -> None:
+    timed = time_models({"m0": models["m0"]}, test_split.images, {"CPU": 1, "GPU": 0})["m0"]
+    assert [one.batch_size for one in timed] == [1, 256]
+    for one in timed:
+        assert one.threads == hardware.num_cpus
+        assert 0 < one.latency_ms_p50 <= one.latency_ms_p95
+        assert one.images_per_s == pytest.approx(one.batch_size / one.latency_ms_p50 * 1e3)
+
+
+@pytest.mark.parametrize(
+    ("gpus_per_trial", "drivers_node", "chosen"),
+    [(0, "small", "small"), (0, "head", "large"), (1, "small", "gpu"), (1, "gpu", "gpu"), (0, "gpu", "gpu")],
+)
+def test_models_are_timed_on_the_drivers_node_where_a_trial_fits_on_it(
+    hardware: Any, monkeypatch: pytest.MonkeyPatch, gpus_per_trial: int, drivers_node: str, chosen: str
+) -> None:
+    nodes = {"head": {}, "small": {"CPU": 2.0}, "large": {"CPU": 16.0}, "gpu": {"CPU": 8.0, "GPU": 1.0}}
+    entries = [{"NodeID": name, "Alive": True, "Resources": resources} for name, resources in nodes.items()]
+    entries.append({"NodeID": "dead", "Alive": False, "Resources": {"CPU": 99.0, "GPU": 9.0}})
+    monkeypatch.setattr(ray, "nodes", lambda: entries)
+    monkeypatch.setattr(type(ray.get_runtime_context()), "get_node_id", lambda self: drivers_node)
+    assert _node_for_timing({"CPU": 1, "GPU": gpus_per_trial})["NodeID"] == chosen
+
+
+@ray.remote(num_cpus=0)
+class Mortal:
+    """Returns what it is given, but dies of the items that say so, once or always."""
+
+    def work(self, key: str, item: str) -> tuple[str, str]:
+        if item.startswith("deadly") or (item.startswith("once:") and not os.path.exists(item[5:])):
+            if item.startswith("once:"):
+                open(item[5:], "w").close()
+            os._exit(1)
+        return key, item
+
+
+def work(actor: Any, key: str, item: str) -> Any:
+    return actor.work.remote(key, item)
+
+
+@pytest.mark.parametrize("num_actors", [1, 2])
+def test_a_dead_actor_loses_no_item(hardware: Any, tmp_path: Any, num_actors: int) -> None:
+    items = {"a": "fine", "b": f"once:{tmp_path}/b", "c": "fine", "d": f"once:{tmp_path}/d", "e": "fine"}
+    assert map_over_actors(Mortal.remote, num_actors, work, items) == items
+
+
+def test_an_item_that_kills_every_actor_is_named(hardware: Any) -> None:
+    with pytest.raises(RuntimeError, match=f"died {MAX_ROUNDS} times over: no result for b"):
+        map_over_actors(Mortal.remote, 2, work, {"a": "fine", "b": "deadly"})
+
+
+def test_the_timing_of_a_slow_model_is_cut_short_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    timer_class = Timer.__ray_metadata__.modified_class  # type: ignore[attr-defined]
+    timer = timer_class.__new__(timer_class)
+    timer.device, timer.images = torch.device("cpu"), torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    calls: list[int] = []
+
+    class Network:
+        tta = "flip"
+
+        def __call__(self, images: torch.Tensor) -> torch.Tensor:
+            calls.append(len(images))
+            return images
+
+    network = Network()
+    assert timer._time_batches(network, 2, 20).n == 20
+    assert calls == [2] * (NUM_WARMUP + 20)
+    del calls[:]
+    monkeypatch.setattr(latency, "MAX_TIMED_S", 0.0)
+    monkeypatch.setattr(latency, "MAX_WARMUP_S", 1e-9)
+    assert timer._time_batches(network, 2, 20).n == MIN_TIMED
+    assert calls == [2] * (1 + MIN_TIMED)
+
+
+def test_models_are_timed_in_the_precision_that_they_are_scored_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "cifar_ray.models.classifier.autocast", lambda device: torch.autocast(device.type, torch.bfloat16)
+    )
+    monkeypatch.setattr(latency, "BATCHES_TIMED", {1: 1})
+    precisions: list[torch.dtype] = []
+    network = build_model(TrialConfig(), num_classes=10, channels=1, image_size=8).eval()
+    network.register_forward_hook(lambda module, images, logits: precisions.append(logits.dtype))
+    saved: Any = SimpleNamespace(build=lambda device: network)
+    calls = {Scorer: lambda it: it.score("m", saved), Timer: lambda it: it.time(saved)}
+    for actor, call in calls.items():
+        actor_class = actor.__ray_metadata__.modified_class
+        actor_object = actor_class.__new__(actor_class)
+        actor_object.device = torch.device("cpu")
+        actor_object.images = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
+        actor_object.labels = torch.arange(20) % 10
+        call(actor_object)
+        assert set(precisions) == {torch.bfloat16}
+        precisions.clear()
