@@ -179,3 +179,13 @@ def test_a_card_that_lacks_what_a_model_needs_is_told(folder: Path, change: Call
 def test_a_wrong_value_of_the_configuration_is_told_with_its_key(folder: Path) -> None:
     change_card(folder, lambda card: card["config"]["model"].update(norm="layer"))
     assert "model/norm" in told(folder)
+
+
+def test_a_model_is_loaded_from_the_package_itself_and_by_its_older_name(folder: Path) -> None:
+    import cifar_ray
+    from cifar_ray.checkpoint import load_model as older_name
+
+    assert cifar_ray.load_model is older_name is load_model
+    assert not cifar_ray.load_model(folder).training
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = cifar_ray.nothing
