@@ -108,7 +108,7 @@ def estimate(settings: TuneSettings, work: Workload, speeds: Sequence[Speed]) ->
     rates = " and ".join(f"{speed.train:.0f}" for speed in speeds)
     text = (
         f"estimate    {duration(whole)} in all, if the search's models are as fast as the default\n"
-        f"            recipe{'s' * (len(speeds) > 1)} ({rates} images/s on each of {work.slots} slots)"
+        f"            recipe{'s' * (len(speeds) > 1)} ({rates} images/s each, {work.slots} side by side)"
     )
     num_images = work.num_train + work.num_val
     size = min(SMALLER["train_size"], num_images)

@@ -126,7 +126,7 @@ def test_the_output_reads_well_in_a_pipe(run: Any) -> None:
     assert "train 125, validation 375, test 1000 (sealed)" in out
     assert f"resume      python -m cifar_ray.tune --resume {run[0]}" in out
     assert re.search(r"^devices     \d+ CPUs, \d+ GPUs: \d+ trials side by side$", out, re.MULTILINE)
-    assert re.search(r"^estimate    .+ in all, if .*\n +recipe \(\d+ images/s on each of \d+ slots\)$", out, re.M)
+    assert re.search(r"^estimate    .+ in all, if .*\n +recipe \(\d+ images/s each, \d+ side by side\)$", out, re.M)
     assert f"tensorboard --logdir {run[0]}" in out
     assert f"report      {run[0] / 'report.html'}" in out and f"best model  {run[0] / 'best'}" in out
     assert "ray" not in out.replace("cifar_ray", "").lower()  # its chatter is in ray.log
