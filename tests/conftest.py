@@ -54,14 +54,21 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def digit_arrays() -> dict[str, np.ndarray]:
     """The arrays that trials get, from a few hundred digits: more to train on than `digits` itself has."""
-    from cifar_ray.data.splits import load_data
+    from sklearn.datasets import load_digits
 
-    arrays = load_data("digits").training_arrays()
+    from cifar_ray.data.stratified import stratified_split
+
+    bunch = load_digits()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]  # (N, 1, 8, 8)
+    labels = bunch.target.astype(np.int64)
+    rest, _ = stratified_split(labels, 359)
+    part = rest[stratified_split(labels[rest], 400)[1]]
+    train, val = (part[index] for index in stratified_split(labels[part], 80))
     return {
-        "train_images": arrays["val_images"][:320],
-        "train_labels": arrays["val_labels"][:320],
-        "val_images": arrays["train_images"][:80],
-        "val_labels": arrays["train_labels"][:80],
+        "train_images": images[train],
+        "train_labels": labels[train],
+        "val_images": images[val],
+        "val_labels": labels[val],
     }
 
 
