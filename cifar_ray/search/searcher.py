@@ -19,10 +19,10 @@ from ray.tune.search import Searcher
 
 from cifar_ray.config import Task, TrialConfig
 from cifar_ray.distributed.workers import Pool
-from cifar_ray.errors import InputError
+from cifar_ray.errors import InputError, one_line
 from cifar_ray.models.classifier import build_model, count_params
 from cifar_ray.results.records import DEFAULT, Row
-from cifar_ray.search.space import Space, one_line
+from cifar_ray.search.space import Space
 from cifar_ray.search.study import RECORD, put_back, study_records, tell
 from cifar_ray.search.trial import ROWS
 from cifar_ray.training.seeds import derived_seed

@@ -19,7 +19,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 
 from cifar_ray.config import Task, TrialConfig, from_text, has_value, trial_config, with_values
-from cifar_ray.errors import InputError
+from cifar_ray.errors import InputError, one_line
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # it tells of every study that is made only to draw from it
 
@@ -147,20 +147,16 @@ def _choice(name: str, text: str, choices: Sequence[Any]) -> Any:
     for choice in choices:
         if choice == text or (choice == value and isinstance(choice, bool) == isinstance(value, bool)):
             return choice
-    if all(map(_is_number, [*choices, value])):
+    if all(map(is_number, [*choices, value])):
         return value
     raise InputError(f"--set: {name}={text}: must be one of {', '.join(map(str, choices))}")
 
 
 def _number(name: str, text: str, whole: bool) -> int | float:
     value = from_text(text)
-    if not _is_number(value) or (whole and not isinstance(value, int)):
+    if not is_number(value) or (whole and not isinstance(value, int)):
         raise InputError(f"--set: {name}={text}: must be a {'whole ' * whole}number")
     return value if whole else float(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class _Middle(optuna.samplers.BaseSampler):
@@ -245,10 +241,6 @@ def _place(error: BaseException, file: str) -> str:
 
 def _names(params: Iterable[Any]) -> str:
     return ", ".join(sorted(map(repr, params)))
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def sample_space(space: Space, task: Task, num_samples: int) -> list[tuple[optuna.trial.FrozenTrial, TrialConfig]]:
