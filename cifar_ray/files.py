@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 from cifar_ray.errors import InputError
 
 DOWNLOAD_TIMEOUT_S = 60.0
+"""Seconds after which a download ends where nobody answers."""
 
 
 def cache_folder() -> Path:
@@ -92,3 +95,14 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: is no JSON: {error}") from None
+
+
+@contextlib.contextmanager
+def download_timeout() -> Iterator[None]:
+    """Let downloads end where nobody answers: torch and torchvision wait for ever behind a silent firewall."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

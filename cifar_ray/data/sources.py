@@ -13,7 +13,7 @@ import numpy as np
 from cifar_ray.data.decode import Decoded, Images, fit_square, take_images, to_array
 from cifar_ray.data.stratified import stratified_split
 from cifar_ray.errors import InputError, one_line
-from cifar_ray.files import DOWNLOAD_TIMEOUT_S
+from cifar_ray.files import download_timeout
 
 
 def load_digits(image_size: int | None) -> Decoded:
@@ -51,29 +51,25 @@ def load_cifar10(data_dir: Path, image_size: int | None) -> Decoded:
 
 def _download_cifar10(data_dir: Path) -> None:
     import http.client
-    import socket
 
     from torchvision.datasets import CIFAR10
 
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)  # torchvision sets none: behind a silent firewall it waits for ever
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        # Beside the target and then moved, so that two runs that start at once do not write the same files.
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=data_dir) as temp:
-            if (data_dir / CIFAR10.filename).is_file():  # brought here by hand
-                shutil.copy(data_dir / CIFAR10.filename, temp)
-            CIFAR10(temp, download=True)
-            (data_dir / CIFAR10.base_folder).mkdir(exist_ok=True)
-            for file in (Path(temp) / CIFAR10.base_folder).iterdir():
-                os.replace(file, data_dir / CIFAR10.base_folder / file.name)
+        with download_timeout():
+            data_dir.mkdir(parents=True, exist_ok=True)
+            # Beside the target and then moved, so that two runs that start at once do not write the same files.
+            with tempfile.TemporaryDirectory(prefix=".partial-", dir=data_dir) as temp:
+                if (data_dir / CIFAR10.filename).is_file():  # brought here by hand
+                    shutil.copy(data_dir / CIFAR10.filename, temp)
+                CIFAR10(temp, download=True)
+                (data_dir / CIFAR10.base_folder).mkdir(exist_ok=True)
+                for file in (Path(temp) / CIFAR10.base_folder).iterdir():
+                    os.replace(file, data_dir / CIFAR10.base_folder / file.name)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise InputError(
             f"cifar10: cannot download {CIFAR10.url} to {data_dir} ({one_line(error)}); use `--data digits`, which "
             f"needs no network, `--data PATH` with images of your own, or put {CIFAR10.filename} into that folder"
         ) from None
-    finally:
-        socket.setdefaulttimeout(timeout)
 
 
 def _from_arrays(splits: dict[str, Images], class_names: tuple[str, ...], image_size: int | None) -> Decoded:

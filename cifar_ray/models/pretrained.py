@@ -8,7 +8,6 @@ import logging
 import os
 import pickle
 import re
-import socket
 import warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from cifar_ray.config import WEIGHTS, WEIGHTS_SUFFIXES, Task
 from cifar_ray.errors import InputError, one_line
-from cifar_ray.files import DOWNLOAD_TIMEOUT_S
+from cifar_ray.files import download_timeout
 
 logger = logging.getLogger(__name__)
 
@@ -143,21 +142,18 @@ def _cached_file(backbone: str, url: str) -> Path:
 
 
 def _download(backbone: str, url: str, file: Path, checksum: str | None) -> None:
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)  # torch sets none: behind a silent firewall it waits for ever
     logger.info("downloading %s to %s", url, file.parent)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # What load_state_dict_from_url does too (it moves the file when it is whole), but that prints to stdout, and
-        # does not tell a download that failed from a file that is damaged.
-        torch.hub.download_url_to_file(url, str(file), checksum)
+        with download_timeout():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # What load_state_dict_from_url does too (it moves the file when it is whole), but that prints to stdout,
+            # and does not tell a download that failed from a file that is damaged.
+            torch.hub.download_url_to_file(url, str(file), checksum)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise InputError(
             f"weights of {backbone}: cannot download {url} to {file.parent} ({one_line(error)}); put {file.name} into "
             f"that folder, or use `--weights PATH` with a file of your own, or `--weights none` (random weights)"
         ) from None
-    finally:
-        socket.setdefaulttimeout(timeout)
 
 
 def _read(path: Path) -> tuple[str, Any]:

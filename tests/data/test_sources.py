@@ -18,7 +18,6 @@ import pytest
 from helpers.images import encode, flip_a_byte, private_cache, sizes  # noqa: F401 (a fixture)
 from PIL import Image
 
-from cifar_ray.data import sources
 from cifar_ray.data.decode import decode_image
 from cifar_ray.data.splits import load_data
 from cifar_ray.errors import InputError
@@ -144,7 +143,7 @@ def test_cifar10_with_a_server_that_does_not_answer(
 ) -> None:
     from torchvision.datasets import CIFAR10
 
-    monkeypatch.setattr(sources, "DOWNLOAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("cifar_ray.files.DOWNLOAD_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{silent.getsockname()[1]}/x")
         assert_cifar10_cannot_be_had(cache, "timed out")

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
 from cifar_ray.errors import InputError
-from cifar_ray.models import pretrained
 from cifar_ray.models.pretrained import _matching_backbone, _shapes, backbones, load_weights, published, weights_of_file
 
 State = dict[str, Tensor]
@@ -439,7 +438,7 @@ def test_published_weights_that_arrive_damaged(server: Published) -> None:
 
 
 def test_a_server_that_does_not_answer(server: Published, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrained, "DOWNLOAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("cifar_ray.files.DOWNLOAD_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/resnet18-00000000.pth"
         monkeypatch.setattr(ResNet18_Weights.IMAGENET1K_V1.value, "url", url)
