@@ -10,7 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-COMMANDS = {"tune", "train", "predict", "evaluate", "report", "ablate"}
+COMMANDS = {"tune", "train", "predict"}
 
 LAYERS = (
     "driver",
@@ -42,8 +42,8 @@ WITHOUT = {
 }
 """Packages that the code of a layer does without, so that what needs little starts fast and is tried alone."""
 
-LATER = {"data": {"torchvision"}, "config": set(), "models": set()}
-"""Packages that a layer may import inside a function all the same."""
+LATER = {"data": {"torchvision"}}
+"""Packages that a layer imports inside a function all the same."""
 
 
 def module_names() -> dict[str, Path]:

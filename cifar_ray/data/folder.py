@@ -1,4 +1,4 @@
-"""Folders of images, as files in class folders or as Hugging Face parquet files: found, decoded and cached."""
+"""Folders of images, as files in class folders or as Hugging Face parquet files: what they hold, by split and class."""
 
 from __future__ import annotations
 

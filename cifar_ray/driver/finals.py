@@ -1,4 +1,4 @@
-"""After the search: train the finalists over several seeds, evaluate them, choose the best, write the report.
+"""The final training: every chosen configuration over several seeds, each model saved as it comes.
 
 What is trained stands in `models/`, and the evaluation starts from there: a run that was interrupted goes on with what
 is missing.

@@ -1,4 +1,4 @@
-"""From the records of a run to report.html and report.md, and the finalists as a table for the terminal.
+"""From the records of a run to report.html and report.md.
 
 The HTML template and the Markdown writer lay out the same `sections`. jinja2 and matplotlib are imported where they are
 used, so that the driver can import this early.

@@ -1,4 +1,4 @@
-"""The Optuna study of a search: opened or taken up again, told how trials ended, and read for the finalists.
+"""The Optuna study of a search: opened or taken up again, and told how trials ended.
 
 Its journal is the record of the search. Knows nothing of Ray: how trials are run is the matter of `tuner`.
 """

@@ -1,4 +1,4 @@
-"""Watching a run: TensorBoard events and the live line, both written by the driver from what trials report."""
+"""The live line of a search and of its finals; what these tell goes into histories and TensorBoard events too."""
 
 import time
 from collections.abc import Mapping, Sequence

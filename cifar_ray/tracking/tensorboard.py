@@ -1,7 +1,8 @@
-"""What TensorBoard's HParams tab shows of a search: an experiment record for the run, a session for each trial.
+"""TensorBoard: events of every training under way, and what the HParams tab shows of a search.
 
-The experiment record alone says which columns there are, and the tab takes one record for all trials: it holds the
-union of what the trials draw. A session has the values of one trial; a parameter that it did not draw stays empty.
+The tab has an experiment record for the run, and a session for each trial. The record alone says which columns there
+are, and the tab takes one for all trials: it holds the union of what the trials draw. A session has the values of one
+trial; a parameter that it did not draw stays empty.
 """
 
 import shutil
