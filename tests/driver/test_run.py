@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,14 +25,6 @@ from cifar_ray.driver.stages import load_run_data, make_task
 from cifar_ray.errors import InputError
 
 HARDWARE = Hardware("cpu", "some processor", 2, 0, (Node(2, 0),))
-
-
-@pytest.fixture(autouse=True)
-def ctrl_c() -> Iterator[None]:
-    """Ctrl-C as Python begins with it: after a search in this process, Tune leaves a handler of its own behind."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def settings(tmp_path: Path, **values: Any) -> TuneSettings:
