@@ -94,12 +94,15 @@ from cifar_ray.distributed.session import ray_session
 from cifar_ray.distributed.session import temporary_folder
 from helpers.network import listening, nodes_told
 
+# Not ours: Ray points it at its debugger in every session, and a process that had a session hands it on to this one.
+os.environ.pop("PYTHONBREAKPOINT", None)
 before, tokens = dict(os.environ), set()
 for _ in range(2):
     with temporary_folder() as folder, ray_session(folder, num_cpus=1):
         token = (folder / "auth_token").read_text()
         print(nodes_told(ray.get_runtime_context().gcs_address, token), {ip for ip, _ in listening()})
         tokens.add(token)
+    os.environ.pop("PYTHONBREAKPOINT", None)
     print(dict(os.environ) == before, ray._private.ray_constants.ENABLE_RAY_CLUSTER)
 print(len(tokens))
 """
