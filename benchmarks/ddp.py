@@ -27,10 +27,11 @@ import torch.distributed as dist
 from cifar_ray.cli.console import Console
 from cifar_ray.config import Task, TrialConfig, trial_config
 from cifar_ray.data.splits import load_data
+from cifar_ray.distributed.hardware import Workers
 from cifar_ray.distributed.jobs import Epoch, Message
 from cifar_ray.distributed.process import TrialSettings
 from cifar_ray.distributed.session import output_to_file, ray_session, temporary_folder
-from cifar_ray.distributed.workers import FinalModel, Workers, train_models
+from cifar_ray.distributed.workers import FinalModel, train_models
 from cifar_ray.presets import preset
 from cifar_ray.results.records import Row
 from cifar_ray.training.device_data import DeviceData

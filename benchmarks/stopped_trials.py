@@ -18,9 +18,10 @@ import ray
 from cifar_ray.cli.console import Console
 from cifar_ray.config import Task
 from cifar_ray.data.splits import load_data
+from cifar_ray.distributed.hardware import Workers
 from cifar_ray.distributed.process import TrialSettings
 from cifar_ray.distributed.session import output_to_file, ray_session, temporary_folder
-from cifar_ray.distributed.workers import Workers, open_pool
+from cifar_ray.distributed.workers import open_pool
 from cifar_ray.results.records import RunFolder
 from cifar_ray.search.searcher import StudySearcher
 from cifar_ray.search.space import Space

@@ -1,12 +1,15 @@
-"""What a Ray session offers: nodes, CPUs, GPUs, and how many trials fit on them."""
+"""What a Ray session offers: nodes, CPUs, GPUs; and the workers that a run has there."""
 
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cifar_ray.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,61 @@ class Hardware:
             for node in self.nodes
         )
 
-    @staticmethod
-    def resources(cpus_per_trial: int, gpus_per_trial: float) -> dict[str, float]:
-        """What one trial takes, by Ray's names."""
-        return {"CPU": cpus_per_trial, "GPU": gpus_per_trial}
+
+@dataclass(frozen=True)
+class Workers:
+    """How many processes train, in groups of how many, and what each of them holds."""
+
+    num_workers: int
+    """Side by side; the last ones that make no whole group stay idle."""
+    workers_per_model: int
+    resources: dict[str, float]
+    """Of one worker, by Ray's names (`CPU`, `GPU`)."""
+
+    @property
+    def num_groups(self) -> int:
+        """How many models, or trials, train side by side; the workers of one may be on several nodes."""
+        return self.num_workers // self.workers_per_model
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """What kind of device each of them trains on."""
+        return "cuda" if self.resources["GPU"] else "cpu"
+
+
+def plan_workers(
+    hardware: Hardware, cpus_per_trial: int, gpus_per_trial: int | None, workers_per_model: int, workers_flag: str
+) -> Workers:
+    """As many workers as fit on the hardware.
+
+    Args:
+        hardware: of the session.
+        cpus_per_trial: of each worker.
+        gpus_per_trial: of each worker; None takes one where there are any.
+        workers_per_model: how many of them train one model together.
+        workers_flag: that asked for so many, for errors.
+
+    Raises:
+        InputError: not even one model can be trained.
+    """
+    num_gpus = min(1, hardware.num_gpus) if gpus_per_trial is None else gpus_per_trial
+    num_workers = hardware.slots(cpus_per_trial, num_gpus)
+    workers = Workers(num_workers, workers_per_model, {"CPU": cpus_per_trial, "GPU": num_gpus})
+    if num_gpus > hardware.num_gpus:
+        raise InputError(f"--gpus-per-trial: {num_gpus} GPUs are more than the {hardware.num_gpus} there are")
+    if num_gpus > 1:
+        raise InputError(f"--gpus-per-trial: a trial uses at most 1 GPU, not {num_gpus}")
+    if num_workers < 1:
+        raise InputError(
+            f"--cpus-per-trial: no node has {cpus_per_trial} CPUs for a trial "
+            f"({hardware.num_cpus} CPUs, {hardware.num_gpus} GPUs in all)"
+        )
+    if workers.num_groups < 1:
+        raise InputError(
+            f"{workers_flag}: {workers_per_model} workers are more than the {num_workers} that fit on "
+            f"{hardware.num_cpus} CPUs and {hardware.num_gpus} GPUs; give fewer, or fewer --cpus-per-trial"
+        )
+    return workers
 
 
 def find_hardware() -> Hardware:

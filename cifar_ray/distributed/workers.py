@@ -30,6 +30,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cifar_ray.config import TrialConfig
+from cifar_ray.distributed.hardware import Workers
 from cifar_ray.distributed.jobs import DIED, Checkpoint, Desk, Job, Message, Trained
 from cifar_ray.distributed.process import TrialSettings, get_weights, reset_process
 from cifar_ray.errors import InputError
@@ -71,20 +72,6 @@ class FinalModel:
         return f"{self.config_name}-seed{self.seed_index}"
 
 
-@dataclass(frozen=True)
-class Workers:
-    """How many processes train, in groups of how many, and what each of them holds."""
-
-    num_workers: int
-    workers_per_model: int
-    resources: dict[str, float]
-    """Of one worker, by Ray's names."""
-
-    @property
-    def num_groups(self) -> int:
-        return self.num_workers // self.workers_per_model
-
-
 @dataclass
 class Pool:
     """Workers that take trainings from a desk."""
@@ -107,7 +94,7 @@ def open_pool(settings: TrialSettings, workers: Workers, storage: Path, judged: 
 
     Args:
         settings: shared by all trainings.
-        workers: processes and their resources; the last ones that make no whole group are left out.
+        workers: how many and what each of them holds.
         storage: a folder for Ray Train's own files, of no use afterwards.
         judged: see :class:`jobs.Desk`.
     """

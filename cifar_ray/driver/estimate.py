@@ -136,8 +136,9 @@ def _finals(settings: TuneSettings, speeds: Sequence[Speed]) -> list[Speed]:
     return [slowest] * settings.finalists + list(speeds)
 
 
-def check_time_budget(settings: TuneSettings, run: Run, work: Workload, speeds: Sequence[Speed]) -> None:
+def check_time_budget(run: Run[TuneSettings], work: Workload, speeds: Sequence[Speed]) -> None:
     """Refuse a budget in which not even the default recipes could be tried, trained and evaluated."""
+    settings = run.settings
     if settings.time_budget is None:
         return
     least = run.phases.total + work.after_search_s(_finals(settings, speeds))
@@ -152,8 +153,7 @@ def check_time_budget(settings: TuneSettings, run: Run, work: Workload, speeds: 
 class Clock:
     """Tells a search when what follows it needs the rest of `--time-budget`."""
 
-    def __init__(self, settings: TuneSettings, run: Run, work: Workload, defaults: Sequence[Speed]) -> None:
-        self.settings = settings
+    def __init__(self, run: Run[TuneSettings], work: Workload, defaults: Sequence[Speed]) -> None:
         self.run = run
         self.work = work
         self.defaults = defaults
@@ -165,8 +165,8 @@ class Clock:
 
     def after_s(self, records: Sequence[Row]) -> float:
         """Seconds to keep for what follows the search."""
-        chosen = [self._speed(record) for record in finalists(records, self.settings.finalists)]
-        return self.work.after_search_s(chosen + _finals(self.settings, self.defaults)[len(chosen) :])
+        chosen = [self._speed(record) for record in finalists(records, self.run.settings.finalists)]
+        return self.work.after_search_s(chosen + _finals(self.run.settings, self.defaults)[len(chosen) :])
 
     def _speed(self, record: Row) -> Speed:
         train_s, eval_s = record["seconds"]["train"], record["seconds"]["eval"]
@@ -183,7 +183,7 @@ class Clock:
             earlier: records of the spaces before it.
             spaces_left: how many spaces share the time that is left, itself included.
         """
-        phases, budget = self.run.phases, self.settings.time_budget
+        phases, budget = self.run.phases, self.run.settings.time_budget
         if budget is None:
             return lambda records: float("inf")
         at_most = budget - (phases.total - phases.current)

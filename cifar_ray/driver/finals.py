@@ -11,26 +11,33 @@ from typing import Any
 
 import torch
 
+from cifar_ray.cli.console import Console
 from cifar_ray.data.splits import DataSplits
+from cifar_ray.distributed.hardware import Workers
 from cifar_ray.distributed.jobs import Checkpoint, Epoch, Message, Trained
 from cifar_ray.distributed.process import TrialSettings
-from cifar_ray.distributed.workers import FinalModel, Workers, train_models, unpack_history
-from cifar_ray.driver.run import Place
+from cifar_ray.distributed.workers import FinalModel, train_models, unpack_history
 from cifar_ray.files import write_bytes, write_json
 from cifar_ray.models.saved import save_model
-from cifar_ray.results.records import CHECKPOINT, FAILED, Row, write_history
+from cifar_ray.results.records import CHECKPOINT, FAILED, Row, RunFolder, write_history
 from cifar_ray.tracking.live import FinalsWatch
 from cifar_ray.tracking.tensorboard import clear_training
 
 
-def train_finals(place: Place, models: Sequence[FinalModel], shared: TrialSettings, data: DataSplits) -> None:
+def train_finals(
+    run: RunFolder,
+    console: Console,
+    workers: Workers,
+    storage: Path,
+    models: Sequence[FinalModel],
+    shared: TrialSettings,
+    data: DataSplits,
+) -> None:
     """Train with Ray Train what of `models` is missing, and save each one as it comes, or why it failed.
 
     One that an earlier session began goes on from its checkpoint. One that failed there is not tried again: with the
     same seed a non-finite loss would come again.
     """
-    run, console = place.folder, place.console
-    shared = replace(shared, patience=place.run.settings.patience)  # that of trials is for trials
     failures = {model.name: failure for model in models if (failure := run.failure(model.name))}
     for name, failure in failures.items():
         path = run.model(name) / FAILED
@@ -43,12 +50,12 @@ def train_finals(place: Place, models: Sequence[FinalModel], shared: TrialSettin
     annealed = dict.fromkeys(model.config_name for model in missing if model.config.lr_schedule.anneals)
     if shared.patience is not None and annealed:
         console.line(f"patience    does not end {', '.join(annealed)}: the learning rate anneals to the last epoch")
-    workers = Workers(min(place.slots, len(missing)) * place.workers, place.workers, place.resources)
+    used = replace(workers, num_workers=min(workers.num_groups, len(missing)) * workers.workers_per_model)
     watch = FinalsWatch(run, console, len(missing), shared.max_epochs)
     resume: dict[str, bytes] = {}
     for model in missing:
         clear_training(run.model(model.name))
-        if found := read_checkpoint(place, run.model(model.name)):
+        if found := read_checkpoint(run.model(model.name), console):
             resume[model.name], rows = found
             watch.model_goes_on(model.name, rows)
 
@@ -67,17 +74,17 @@ def train_finals(place: Place, models: Sequence[FinalModel], shared: TrialSettin
         else:
             assert message.history is not None
             write_history(folder, message.history)
-            card = model_card(model, message, data, shared, place.workers)
+            card = model_card(model, message, data, shared, workers.workers_per_model)
             save_model(folder, message.weights, model.config, card)
         (folder / CHECKPOINT).unlink(missing_ok=True)
 
     try:
-        train_models(missing, shared, workers, place.storage, on_message, resume)
+        train_models(missing, shared, used, storage, on_message, resume)
     finally:
         watch.events.close_all()
 
 
-def read_checkpoint(place: Place, folder: Path) -> tuple[bytes, Sequence[Row]] | None:
+def read_checkpoint(folder: Path, console: Console) -> tuple[bytes, Sequence[Row]] | None:
     """Return what an interrupted training goes on from and the rows it has behind it, and tell the user.
 
     None where there is no checkpoint, or none that can be read: that one is removed.
@@ -88,9 +95,9 @@ def read_checkpoint(place: Place, folder: Path) -> tuple[bytes, Sequence[Row]] |
     except FileNotFoundError:
         return None
     if rows := unpack_history(packed):
-        place.console.line(f"            {folder.name} goes on after epoch {rows[-1]['epoch']}")
+        console.line(f"            {folder.name} goes on after epoch {rows[-1]['epoch']}")
         return packed, rows
-    place.console.line(f"            {folder.name} begins anew: {path} cannot be read")
+    console.line(f"            {folder.name} begins anew: {path} cannot be read")
     path.unlink()
     return None
 

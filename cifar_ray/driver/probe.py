@@ -12,24 +12,24 @@ from ray.exceptions import RayTaskError
 from torch import nn
 
 from cifar_ray.config import ResNetConfig, TrialConfig
+from cifar_ray.distributed.hardware import Workers
 from cifar_ray.distributed.process import TrialSettings, load_device_data, reset_process
 from cifar_ray.driver.estimate import Speed
-from cifar_ray.driver.run import Place
 from cifar_ray.errors import InputError
 from cifar_ray.models.classifier import build_model
 from cifar_ray.training.loop import eval_model, train_epoch
 from cifar_ray.training.optim import LRSchedule, make_optimizer
 
 
-def measure_speeds(place: Place, config: TrialConfig, shared: TrialSettings) -> tuple[Speed, float]:
-    """Time a configuration on every slot at once; return the mean speed, and the memory of a trial process in MB.
+def measure_speeds(workers: Workers, config: TrialConfig, shared: TrialSettings) -> tuple[Speed, float]:
+    """Time a configuration on all workers at once; return the speed of a trial, and the memory of a process in MB.
 
     Raises:
         InputError: it cannot be trained on this data.
     """
-    task = ray.remote(num_cpus=place.resources["CPU"], num_gpus=place.resources["GPU"])(measure_speed)
+    task = ray.remote(num_cpus=workers.resources["CPU"], num_gpus=workers.resources["GPU"])(measure_speed)
     try:
-        measured = ray.get([task.remote(config, shared) for _ in range(place.worker_slots)])
+        measured = ray.get([task.remote(config, shared) for _ in range(workers.num_workers)])
     except RayTaskError as error:
         cause = " ".join(str(error.cause).split())
         raise InputError(f"this configuration cannot be trained here: {cause:.200} ({config})") from error
@@ -37,9 +37,9 @@ def measure_speeds(place: Place, config: TrialConfig, shared: TrialSettings) -> 
     # Workers that train a model together are taken to be as fast as each alone; they do not quite get there.
     mean = replace(
         speeds[0],
-        train=place.workers * statistics.fmean(speed.train for speed in speeds),
-        val=place.workers * statistics.fmean(speed.val for speed in speeds),
-        test=place.workers * statistics.fmean(speed.test for speed in speeds),
+        train=workers.workers_per_model * statistics.fmean(speed.train for speed in speeds),
+        val=workers.workers_per_model * statistics.fmean(speed.val for speed in speeds),
+        test=workers.workers_per_model * statistics.fmean(speed.test for speed in speeds),
     )
     return mean, statistics.fmean(memory_mb for _, memory_mb in measured)
 

@@ -14,22 +14,25 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+import numpy as np
 
 from cifar_ray import BEGAN
-from cifar_ray.cli.console import Console
 from cifar_ray.cli.settings import RunSettings
 from cifar_ray.config import TrialConfig
 from cifar_ray.data.splits import DataSplits
-from cifar_ray.distributed.hardware import Hardware
+from cifar_ray.distributed.hardware import Hardware, Workers
 from cifar_ray.errors import InputError
 from cifar_ray.files import read_json, write_json
 from cifar_ray.results.records import MAX_NAME_BYTES, RunFolder
 
 PACKAGES = ("cifar_ray", "torch", "torchvision", "ray", "optuna", "numpy", "scikit-learn")
+
+Settings = TypeVar("Settings", bound=RunSettings)
 
 NEEDED_MB = 200
 """Free disk below which no run is begun: models, events and Ray's own logs take some tens of megabytes at least."""
@@ -67,10 +70,10 @@ class Phases:
         return sum(self.seconds.values()) + time.monotonic() - self._began
 
 
-class Run:
+class Run(Generic[Settings]):
     """A run's folder, its lock, and its run.json: what it is and how far it has come."""
 
-    def __init__(self, settings: RunSettings, kind: str, label: str) -> None:
+    def __init__(self, settings: Settings, kind: str, label: str) -> None:
         self.settings = settings
         self.kind = kind
         self.resumed = settings.resume is not None
@@ -144,7 +147,11 @@ class Run:
                 f"--resume: {name} has changed since {self.folder.root} began{told}: bring it back, or start a new run"
             )
 
-    def begin(self, data: DataSplits, hardware: Hardware, slots: int) -> None:
+    def note_device(self, hardware: Hardware, workers: Workers) -> None:
+        """Note what a new run trains on; one that is taken up elsewhere keeps what it began on."""
+        self.about.setdefault("device", {**asdict(hardware), "slots": workers.num_groups})
+
+    def begin(self, data: DataSplits) -> None:
         """Make the folder and write run.json, or add this session to it."""
         if self.resumed:
             self.about.setdefault("resumed", []).append(_now())
@@ -164,7 +171,6 @@ class Run:
             "kind": self.kind,
             "settings": asdict(self.settings),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-            "device": {**asdict(hardware), "slots": slots},
             "data": describe_data(data),
             "seed": self.settings.seed,
             "metric": self.settings.metric,
@@ -198,76 +204,13 @@ class Run:
             self._lock = None
 
 
-@dataclass(frozen=True)
-class Place:
-    """What all parts of a run use: its records, what the terminal shows, and what there is to run on."""
-
-    run: Run
-    console: Console
-    hardware: Hardware
-    storage: Path
-    """A folder for Ray's own files, of no use afterwards."""
-
-    @property
-    def folder(self) -> RunFolder:
-        return self.run.folder
-
-    @property
-    def workers(self) -> int:
-        """How many workers train one model together."""
-        return self.run.settings.workers_per_model
-
-    @property
-    def worker_slots(self) -> int:
-        """How many workers run side by side."""
-        settings = self.run.settings
-        return self.hardware.slots(settings.cpus_per_trial, self.gpus_per_trial)
-
-    @property
-    def slots(self) -> int:
-        """How many trials run side by side; the workers of one may be on several nodes."""
-        return self.worker_slots // self.workers
-
-    @property
-    def resources(self) -> dict[str, float]:
-        """What one worker takes, by Ray's names; a trial has one unless said otherwise."""
-        settings = self.run.settings
-        return self.hardware.resources(settings.cpus_per_trial, self.gpus_per_trial)
-
-    @property
-    def gpus_per_trial(self) -> int:
-        given = self.run.settings.gpus_per_trial
-        return min(1, self.hardware.num_gpus) if given is None else given
-
-
-def check_devices(place: Place) -> None:
-    """Refuse a trial that fits nowhere."""
-    settings, hardware = place.run.settings, place.hardware
-    if place.gpus_per_trial > hardware.num_gpus:
-        raise InputError(
-            f"--gpus-per-trial: {place.gpus_per_trial} GPUs are more than the {hardware.num_gpus} there are"
-        )
-    if place.gpus_per_trial > 1:
-        raise InputError(f"--gpus-per-trial: a trial uses at most 1 GPU, not {place.gpus_per_trial}")
-    if place.worker_slots < 1:
-        raise InputError(
-            f"--cpus-per-trial: no node has {settings.cpus_per_trial} CPUs for a trial "
-            f"({hardware.num_cpus} CPUs, {hardware.num_gpus} GPUs in all)"
-        )
-    if place.slots < 1:
-        raise InputError(
-            f"{settings.workers_flag}: {place.workers} workers are more than the {place.worker_slots} that fit on "
-            f"{hardware.num_cpus} CPUs and {hardware.num_gpus} GPUs; give fewer, or fewer --cpus-per-trial"
-        )
-
-
-def check_batch_sizes(place: Place, configs: Iterable[tuple[str, TrialConfig]]) -> None:
-    """Refuse a number of workers that cannot share the batches of a configuration, given with what to call it."""
+def check_batch_sizes(workers: Workers, flag: str, configs: Iterable[tuple[str, TrialConfig]]) -> None:
+    """Refuse a number of workers, asked for by `flag`, that cannot share the batches of one of these named configs."""
     for name, config in configs:
-        if config.batch_size % place.workers:
+        if config.batch_size % workers.workers_per_model:
             raise InputError(
-                f"{place.run.settings.workers_flag}: {place.workers} workers cannot share batches of "
-                f"{config.batch_size} images ({name}); give a number that divides them"
+                f"{flag}: {workers.workers_per_model} workers cannot share batches of {config.batch_size} images "
+                f"({name}); give a number that divides them"
             )
 
 
@@ -318,6 +261,10 @@ def describe_data(data: DataSplits) -> dict[str, Any]:
         "num_train": len(data.train.images),
         "num_val": len(data.val.images),
         "num_test": len(data.test.images),
+        "class_counts": {
+            name: np.bincount(split.labels, minlength=len(data.class_names)).tolist()
+            for name, split in (("train", data.train), ("val", data.val), ("test", data.test))
+        },
         "num_val_copies": data.num_val_copies,
         "num_test_copies": data.num_test_copies,
         "bad_images": list(data.bad_images),

@@ -3,9 +3,10 @@
 import contextlib
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,12 +15,13 @@ from cifar_ray.cli.console import Console
 from cifar_ray.cli.settings import RunSettings
 from cifar_ray.config import Task, TrialConfig
 from cifar_ray.data.splits import DataSplits, load_data
+from cifar_ray.distributed.hardware import Workers, plan_workers
 from cifar_ray.distributed.process import Pretrained, TrialSettings, put_weights
 from cifar_ray.distributed.session import output_to_file, ray_session, temporary_folder
 from cifar_ray.distributed.workers import FinalModel
 from cifar_ray.driver.estimate import FINALS_START_S, SEARCH_START_S, Workload
 from cifar_ray.driver.finals import failed_row, train_finals
-from cifar_ray.driver.run import Place, Run, check_devices, describe_data, sigterm_as_ctrl_c
+from cifar_ray.driver.run import Run, describe_data, sigterm_as_ctrl_c
 from cifar_ray.errors import InputError
 from cifar_ray.evaluation.evaluate import evaluate
 from cifar_ray.reporting.parts import shared_images
@@ -35,56 +37,65 @@ RAY_LOG = "ray.log"
 
 @contextlib.contextmanager
 def started(
-    run: Run, what: str, source: str, configs: Iterable[TrialConfig]
-) -> Iterator[tuple[Place, DataSplits] | None]:
+    run: Run[Any], console: Console, what: str, source: str, configs: Iterable[TrialConfig]
+) -> Iterator[tuple[DataSplits, Workers, Path] | None]:
     """Load the data and start Ray for a run; None where an earlier session has brought it to its end.
 
     Args:
         run: what begins, or is taken up.
+        console: is told what there is.
         what: in words.
         source: of the data.
         configs: what may be trained, as far as that is known without the data.
+
+    Yields:
+        The data, the workers that there is room for, and a folder for Ray's own files, of no use afterwards.
     """
-    console = Console()
+    settings = run.settings
     with contextlib.closing(run), contextlib.ExitStack() as stack:
         console.line(f"cifar_ray {version('cifar_ray')}: {what}")
         if run.finished:
             console.line(f"this run has come to its end: {run.folder.report_html}")
             yield None
             return
-        if run.settings.set:
-            console.line(f"set         {', '.join(run.settings.set)}")
+        if settings.set:
+            console.line(f"set         {', '.join(settings.set)}")
         data = load_run_data(run, source, console, auto_image_size(configs))
         folder = stack.enter_context(temporary_folder())
         stack.enter_context(output_to_file(folder / RAY_LOG))
         hardware = stack.enter_context(ray_session(folder))
         stack.enter_context(sigterm_as_ctrl_c())
-        place = Place(run, console, hardware, folder)
-        check_devices(place)
-        each = f", {place.workers} workers each" if place.workers > 1 else ""
-        console.line(
-            f"devices     {hardware.num_cpus} CPUs, {hardware.num_gpus} GPUs: {place.slots} trials side by side{each}"
+        workers = plan_workers(
+            hardware,
+            settings.cpus_per_trial,
+            settings.gpus_per_trial,
+            settings.workers_per_model,
+            settings.workers_flag,
         )
-        yield place, data
+        run.note_device(hardware, workers)
+        each = f", {workers.workers_per_model} workers each" if workers.workers_per_model > 1 else ""
+        console.line(
+            f"devices     {hardware.num_cpus} CPUs, {hardware.num_gpus} GPUs: "
+            f"{workers.num_groups} trials side by side{each}"
+        )
+        yield data, workers, folder
 
 
-def begin(place: Place, data: DataSplits) -> None:
+def begin(run: Run[Any], console: Console, data: DataSplits) -> None:
     """The run begins, or goes on: from here on it leaves records."""
-    run, console = place.run, place.console
-    run.begin(data, place.hardware, place.slots)
+    run.begin(data)
     console.line(f"run         {run.folder.root}")
     console.line(f"TensorBoard tensorboard --logdir {shlex.quote(str(run.folder.root))}")
     console.line(f"resume      {run.resume_command}  (if it is interrupted)")
 
 
 @contextlib.contextmanager
-def recorded(place: Place, first_phase: str) -> Iterator[list[Row]]:
+def recorded(run: Run[Any], console: Console, storage: Path, first_phase: str) -> Iterator[list[Row]]:
     """Whatever ends the block, what was finished is kept and reported, and the user learns how to go on.
 
     Yields:
         A list for the rows of results.csv.
     """
-    run, console = place.run, place.console
     rows: list[Row] = []
     run.next_phase(first_phase)
     ended = False
@@ -98,27 +109,36 @@ def recorded(place: Place, first_phase: str) -> Iterator[list[Row]]:
         try:
             run.phases.next(None)
             with (run.folder.root / RAY_LOG).open("ab") as log:
-                log.write((place.storage / RAY_LOG).read_bytes())
+                log.write((storage / RAY_LOG).read_bytes())
             if ended:
                 run.end()
             else:
                 run.save()
-            write_report(place, rows)
+            write_report(run, console, rows)
         finally:
             if not ended:
                 console.line(f"resume      {run.resume_command}")
 
 
-def finish(place: Place, data: DataSplits, shared: TrialSettings, models: Sequence[FinalModel]) -> list[Row]:
+def finish(
+    run: Run[Any],
+    console: Console,
+    workers: Workers,
+    storage: Path,
+    data: DataSplits,
+    shared: TrialSettings,
+    models: Sequence[FinalModel],
+) -> list[Row]:
     """Train the final models and evaluate them; return the rows of results.csv."""
-    run, console = place.run, place.console
-    train_finals(place, models, shared, data)
-    trained = [model.name for model in models if place.folder.is_saved(model.name)]
-    failed = [failed_row(model, failure) for model in models if (failure := place.folder.failure(model.name))]
+    folder = run.folder
+    finals = replace(shared, patience=run.settings.patience)  # that of trials is for trials
+    train_finals(folder, console, workers, storage, models, finals, data)
+    trained = [model.name for model in models if folder.is_saved(model.name)]
+    failed = [failed_row(model, failure) for model in models if (failure := folder.failure(model.name))]
     console.line(
         f"finals      {len(trained)} of {len(models)} models trained in {duration(run.next_phase('evaluation'))}"
     )
-    rows = evaluate(place.folder, trained, failed, data.test, place.worker_slots, place.resources, console.status)
+    rows = evaluate(folder, trained, failed, data.test, workers.num_workers, workers.resources, console.status)
     console.line(f"evaluation  {len(rows)} models scored in {duration(run.next_phase('report'))}")
     return rows
 
@@ -134,34 +154,35 @@ def auto_image_size(configs: Iterable[TrialConfig]) -> int:
     return 160 if torch.cuda.is_available() else 96
 
 
-def share_weights(place: Place, configs: Iterable[TrialConfig]) -> Pretrained:
+def share_weights(run: Run[Any], console: Console, configs: Iterable[TrialConfig]) -> Pretrained:
     """Read the pretrained weights of the configurations, and see to it that a resumed run meets the same again.
 
     Raises:
         InputError: some cannot be read or downloaded, or `--weights` was given and no configuration uses any.
     """
-    configs, given = list(configs), place.run.settings.weights
+    configs, given = list(configs), run.settings.weights
     refs, facts = put_weights(configs)
     if given is not None and not (refs or (given == "none" and any(config.family == "resnet" for config in configs))):
         raise InputError(
             "--weights: none of these models takes any; leave it out, or add a ResNet (--space cnn,resnet)"
         )
     for fact in facts:
-        place.console.line(f"weights     {fact['backbone']}: {fact['source']} (SHA-256 {fact['sha256'][:12]})")
-    place.run.check_unchanged(weights=facts)
+        console.line(f"weights     {fact['backbone']}: {fact['source']} (SHA-256 {fact['sha256'][:12]})")
+    run.check_unchanged(weights=facts)
     return refs
 
 
-def make_task(place: Place, data: DataSplits, backbones: tuple[str, ...] = Task.backbones) -> Task:
+def make_task(
+    run: Run[Any], data: DataSplits, device: Literal["cpu", "cuda"], backbones: tuple[str, ...] = Task.backbones
+) -> Task:
     """What models are made for; a resumed run must meet the same, and the same data.
 
     Raises:
         InputError: it does not.
     """
-    device: Literal["cpu", "cuda"] = "cuda" if place.resources["GPU"] else "cpu"
-    task = task_of(data, place.run.settings, device, backbones)
+    task = task_of(data, run.settings, device, backbones)
     # The task first: on another kind of device the data may be another too, since images come at another size.
-    place.run.check_unchanged(**{"the task": asdict(task), "data": data.fingerprint})
+    run.check_unchanged(**{"the task": asdict(task), "data": data.fingerprint})
     return task
 
 
@@ -186,31 +207,31 @@ def task_of(
     )
 
 
-def make_workload(place: Place, data: DataSplits, max_epochs: int, seeds: int) -> Workload:
+def make_workload(workers: Workers, data: DataSplits, max_epochs: int, seeds: int) -> Workload:
     num_train, num_val, num_test = (len(split.images) for split in (data.train, data.val, data.test))
     # Several workers to a trial are those of Ray Train, in the search too.
-    search_start_s = SEARCH_START_S if place.workers == 1 else FINALS_START_S
-    return Workload(num_train, num_val, num_test, max_epochs, seeds, place.slots, search_start_s)
+    search_start_s = SEARCH_START_S if workers.workers_per_model == 1 else FINALS_START_S
+    return Workload(num_train, num_val, num_test, max_epochs, seeds, workers.num_groups, search_start_s)
 
 
-def write_report(place: Place, rows: Sequence[Row]) -> None:
+def write_report(run: Run[Any], console: Console, rows: Sequence[Row]) -> None:
     """Write the report, and show the table and where everything is; `rows` are those that have scores."""
-    html, _ = build_report(place.folder.root)
-    metric = str(place.run.settings.metric)
-    if summaries := Records(place.folder).summaries:
-        place.console.line()
-        place.console.line(results_table(summaries, metric))
-        place.console.line()
+    html, _ = build_report(run.folder.root)
+    metric = str(run.settings.metric)
+    if summaries := Records(run.folder).summaries:
+        console.line()
+        console.line(results_table(summaries, metric))
+        console.line()
         if rows:
-            place.console.line(f"best model  {place.folder.best}")
-    elif trials := read_trials(place.folder.trials_jsonl):
-        place.console.line()
-        place.console.line(trials_table(trials, metric))
-        place.console.line()
-    place.console.line(f"report      {html}")
+            console.line(f"best model  {run.folder.best}")
+    elif trials := read_trials(run.folder.trials_jsonl):
+        console.line()
+        console.line(trials_table(trials, metric))
+        console.line()
+    console.line(f"report      {html}")
 
 
-def load_run_data(run: Run, source: str, console: Console, auto_size: int) -> DataSplits:
+def load_run_data(run: Run[Any], source: str, console: Console, auto_size: int) -> DataSplits:
     """Load the data of a run, and say what it is."""
     settings = run.settings
     data = load_data(

@@ -10,13 +10,15 @@ from typing import Any, Literal
 import ray
 import torch
 
+from cifar_ray.cli.console import Console
 from cifar_ray.cli.settings import TrainSettings
 from cifar_ray.config import ResNetConfig, Task, TrialConfig, load_trial_config, trial_config, with_values
 from cifar_ray.data.splits import DataSplits, load_data
+from cifar_ray.distributed.hardware import Workers
 from cifar_ray.distributed.process import TrialSettings
 from cifar_ray.distributed.workers import FinalModel
 from cifar_ray.driver.probe import measure_speeds
-from cifar_ray.driver.run import Place, Run, check_batch_sizes
+from cifar_ray.driver.run import Run, check_batch_sizes
 from cifar_ray.driver.stages import (
     NO_DATA,
     auto_image_size,
@@ -60,10 +62,10 @@ def train(settings: TrainSettings) -> int:
     configs = _named_configs(settings, NO_DATA, saved).values()
     if settings.show:
         return _show(settings, saved)
-    run = Run(settings, "train", "-".join(["train", *names])[:40])
+    run, console = Run(settings, "train", "-".join(["train", *names])[:40]), Console()
     run.check_unchanged(**{str(one.path): one.config.to_dict() for one in saved})
-    with started(run, "training", str(settings.data), configs) as opened:
-        return 0 if opened is None else _train(*opened, settings, saved)
+    with started(run, console, "training", str(settings.data), configs) as opened:
+        return 0 if opened is None else _train(run, console, *opened, saved)
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,20 @@ def _read_config(path: Path) -> _Saved:
     return _Saved(path, read_name(values, "config_name", f"--config: {path}"), config, values)
 
 
-def _train(place: Place, data: DataSplits, settings: TrainSettings, saved: Sequence[_Saved]) -> int:
+def _train(
+    run: Run[TrainSettings],
+    console: Console,
+    data: DataSplits,
+    workers: Workers,
+    storage: Path,
+    saved: Sequence[_Saved],
+) -> int:
+    settings = run.settings
     assert settings.max_epochs is not None
-    task = make_task(place, data)
+    task = make_task(run, data, workers.device)
     models = _named_models(settings, task, saved)
     configs = {model.config_name: model.config for model in models}
-    check_batch_sizes(place, configs.items())
+    check_batch_sizes(workers, settings.workers_flag, configs.items())
     shared = TrialSettings(
         data=[ray.put(data.training_arrays())],
         num_classes=task.num_classes,
@@ -101,15 +111,15 @@ def _train(place: Place, data: DataSplits, settings: TrainSettings, saved: Seque
         patience=settings.patience,
         metric=str(settings.metric),
         num_threads=settings.cpus_per_trial,
-        pretrained=share_weights(place, configs.values()),
+        pretrained=share_weights(run, console, configs.values()),
     )
-    work = make_workload(place, data, settings.max_epochs, settings.seeds)
-    speeds = [measure_speeds(place, config, shared)[0] for config in configs.values()]
+    work = make_workload(workers, data, settings.max_epochs, settings.seeds)
+    speeds = [measure_speeds(workers, config, shared)[0] for config in configs.values()]
     whole = work.finals_s(speeds) + work.evaluation_s(speeds)
-    place.console.line(f"estimate    {duration(whole)} for {len(models)} models")
-    begin(place, data)
-    with recorded(place, "finals") as rows:
-        rows += finish(place, data, shared, models)
+    console.line(f"estimate    {duration(whole)} for {len(models)} models")
+    begin(run, console, data)
+    with recorded(run, console, storage, "finals") as rows:
+        rows += finish(run, console, workers, storage, data, shared, models)
     return 0 if rows else 1
 
 

@@ -12,19 +12,21 @@ import psutil
 import ray
 from optuna.trial import TrialState
 
+from cifar_ray.cli.console import Console
 from cifar_ray.cli.settings import TuneSettings
 from cifar_ray.config import Task, TrialConfig, trial_config
 from cifar_ray.data.splits import DataSplits
+from cifar_ray.distributed.hardware import Workers
 from cifar_ray.distributed.process import TrialSettings
-from cifar_ray.distributed.workers import FinalModel, Pool, Workers, open_pool
+from cifar_ray.distributed.workers import FinalModel, Pool, open_pool
 from cifar_ray.driver.estimate import Clock, check_time_budget, estimate, shares
 from cifar_ray.driver.finals import read_checkpoint
 from cifar_ray.driver.probe import measure_speeds
-from cifar_ray.driver.run import Place, Run, check_batch_sizes
+from cifar_ray.driver.run import Run, check_batch_sizes
 from cifar_ray.driver.stages import NO_DATA, begin, finish, make_task, make_workload, recorded, share_weights, started
 from cifar_ray.models.pretrained import backbones_with
 from cifar_ray.results.ranking import finalists
-from cifar_ray.results.records import Row, read_name, write_trials
+from cifar_ray.results.records import Row, RunFolder, read_name, write_trials
 from cifar_ray.search.searcher import Limits, StudySearcher, TrialCheckpoint, count_config_params
 from cifar_ray.search.space import Domain, Space, check_fixed, load_spaces, param_domains, sample_space, union
 from cifar_ray.search.study import mend_journal, open_study, study_records
@@ -47,21 +49,29 @@ def tune(settings: TuneSettings) -> int:
     backbones = backbones_with(settings.weights or "DEFAULT")
     provisional = replace(NO_DATA, weights=settings.weights or "DEFAULT", backbones=backbones)
     configs = [config for space in spaces for _, config in sample_space(space, provisional, NUM_SHOWN)]
-    run = Run(settings, "tune", "-".join(names))
+    run, console = Run(settings, "tune", "-".join(names)), Console()
     run.check_unchanged(**{f"the code of space {space.name}": space.sha256 for space in spaces})
-    with started(run, f"search of {' and '.join(names)}", str(settings.data), configs) as opened:
-        return 0 if opened is None else _tune(*opened, settings, spaces, backbones)
+    with started(run, console, f"search of {' and '.join(names)}", str(settings.data), configs) as opened:
+        return 0 if opened is None else _tune(run, console, *opened, spaces, backbones)
 
 
 def _tune(
-    place: Place, data: DataSplits, settings: TuneSettings, spaces: Sequence[Space], backbones: tuple[str, ...]
+    run: Run[TuneSettings],
+    console: Console,
+    data: DataSplits,
+    workers: Workers,
+    storage: Path,
+    spaces: Sequence[Space],
+    backbones: tuple[str, ...],
 ) -> int:
-    run, console = place.run, place.console
-    task = make_task(place, data, backbones)
+    settings = run.settings
+    task = make_task(run, data, workers.device, backbones)
     samples = [sample_space(space, task, NUM_SAMPLES) for space in spaces]
     for space, drawn in zip(spaces, samples, strict=True):
         check_fixed(space, task, drawn)
-        check_batch_sizes(place, ((f"as in space {space.name}", config) for _, config in drawn))
+        check_batch_sizes(
+            workers, settings.workers_flag, ((f"as in space {space.name}", config) for _, config in drawn)
+        )
     shared = TrialSettings(
         data=[ray.put(data.training_arrays())],
         num_classes=task.num_classes,
@@ -69,31 +79,32 @@ def _tune(
         patience=max(2, settings.max_epochs // 3),
         metric=str(settings.metric),
         num_threads=settings.cpus_per_trial,
-        pretrained=share_weights(place, [config for drawn in samples for _, config in drawn]),
+        pretrained=share_weights(run, console, [config for drawn in samples for _, config in drawn]),
     )
-    measured = [measure_speeds(place, space.default_config(task), shared) for space in spaces]
+    measured = [measure_speeds(workers, space.default_config(task), shared) for space in spaces]
     speeds = [speed for speed, _ in measured]
-    work = make_workload(place, data, settings.max_epochs, settings.final_seeds)
+    work = make_workload(workers, data, settings.max_epochs, settings.final_seeds)
     console.line(estimate(settings, work, speeds))
     if not run.resumed:
-        check_time_budget(settings, run, work, speeds)
+        check_time_budget(run, work, speeds)
     if settings.dry_run:
         memory_mb = max(memory_mb for _, memory_mb in measured)
-        _show_dry_run(place, samples, settings, task, data, memory_mb)
+        _show_dry_run(console, workers, samples, settings, task, data, memory_mb)
         return 0
-    begin(place, data)
-    with recorded(place, "search") as rows:
+    begin(run, console, data)
+    with recorded(run, console, storage, "search") as rows:
         domains = union(*(param_domains(trial for trial, _ in drawn) for drawn in samples))
-        records = _search(place, settings, spaces, task, shared, domains, Clock(settings, run, work, speeds))
-        models = _final_models(settings, records, place.folder.study_journal)
+        records = _search(run, console, workers, storage, spaces, task, shared, domains, Clock(run, work, speeds))
+        models = _final_models(settings, records, run.folder.study_journal)
         if not models:
             console.line(_why_no_model(records))
-        rows += finish(place, data, shared, models)
+        rows += finish(run, console, workers, storage, data, shared, models)
     return 0 if rows else 1
 
 
 def _show_dry_run(
-    place: Place,
+    console: Console,
+    workers: Workers,
     samples: Sequence[Sequence[tuple[optuna.trial.FrozenTrial, TrialConfig]]],
     settings: TuneSettings,
     task: Task,
@@ -102,9 +113,9 @@ def _show_dry_run(
 ) -> None:
     data_mb = sum(array.nbytes for array in data.training_arrays().values()) / 1e6
     own_mb = psutil.Process().memory_info().rss / 1e6
-    console, num_processes = place.console, place.worker_slots
-    if place.workers > 1:
-        num_processes += place.slots  # trials that pass on what their workers report
+    num_processes = workers.num_workers
+    if workers.workers_per_model > 1:
+        num_processes += workers.num_groups  # trials that pass on what their workers report
     whole_mb = own_mb + data_mb + num_processes * memory_mb
     console.line(
         f"memory      {whole_mb / 1e3:.1f} GB: driver {own_mb:.0f} MB, data {data_mb:.0f} MB, each of {num_processes} "
@@ -126,9 +137,28 @@ def _show_dry_run(
     console.line("dry run: nothing was trained, and no run folder was made")
 
 
+def _open_studies(run: Run[TuneSettings], console: Console, spaces: Sequence[Space]) -> list[optuna.Study]:
+    """Begin the study of each space, or go on with it."""
+    settings, journal = run.settings, run.folder.study_journal
+    if run.resumed and (mended := mend_journal(journal)):
+        console.line(f"mended      {mended}")
+    studies = [
+        open_study(journal, space.name, settings.sampler, settings.seed + index) for index, space in enumerate(spaces)
+    ]
+    if run.resumed:
+        finished = [record for study in studies for record in study_records(study)]
+        again = sum(len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,))) for study in studies)
+        console.line(f"taken up    {len(finished)} trials are finished, {again} were begun or drawn and are not")
+        so_far = max((record["ended_s"] for record in finished), default=0.0)
+        run.phases.seconds["search"] = max(run.phases.seconds.get("search", 0.0), so_far)
+    return studies
+
+
 def _search(
-    place: Place,
-    settings: TuneSettings,
+    run: Run[TuneSettings],
+    console: Console,
+    workers: Workers,
+    storage: Path,
     spaces: Sequence[Space],
     task: Task,
     shared: TrialSettings,
@@ -140,24 +170,11 @@ def _search(
     Raises:
         KeyboardInterrupt: Ctrl-C ended the search; the records are written.
     """
-    run, console, journal = place.run, place.console, place.folder.study_journal
-    if run.resumed and (mended := mend_journal(journal)):
-        console.line(f"mended      {mended}")
-    studies = [
-        open_study(journal, space.name, settings.sampler, settings.seed + index) for index, space in enumerate(spaces)
-    ]
-    earlier = [list(study_records(study)) for study in studies]
-    if run.resumed:
-        again = sum(len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,))) for study in studies)
-        console.line(
-            f"taken up    {sum(map(len, earlier))} trials are finished, {again} were begun or drawn and are not"
-        )
-        so_far = max((record["ended_s"] for records in earlier for record in records), default=0.0)
-        run.phases.seconds["search"] = max(run.phases.seconds.get("search", 0.0), so_far)
-    checkpoints = _trial_checkpoints(place, studies)
-    watch = SearchWatch(
-        place.folder, console, settings.trials, place.slots, domains, [one for records in earlier for one in records]
-    )
+    settings = run.settings
+    studies = _open_studies(run, console, spaces)
+    checkpoints = _trial_checkpoints(run.folder, console, studies)
+    earlier = [record for study in studies for record in study_records(study)]
+    watch = SearchWatch(run.folder, console, settings.trials, workers.num_groups, domains, earlier)
     done: list[Row] = []
     try:
         with contextlib.ExitStack() as stack:
@@ -179,29 +196,30 @@ def _search(
                     checkpoints=checkpoints,
                 )
                 if not searcher.finished:
-                    if place.workers > 1 and pool is None:
-                        workers = Workers(place.worker_slots, place.workers, place.resources)
-                        pool = stack.enter_context(open_pool(shared, workers, place.storage, judged=True))
-                    run_search(searcher, shared, place.resources, place.slots, place.storage, pool)
+                    if workers.workers_per_model > 1 and pool is None:
+                        pool = stack.enter_context(open_pool(shared, workers, storage, judged=True))
+                    run_search(searcher, shared, workers.resources, workers.num_groups, storage, pool)
                 done += searcher.records
                 if searcher.out_of_time:
                     console.line(f"time budget the search of {space.name} ends here, to leave time for what follows")
     finally:
         watch.events.close_all()
         records = sorted((one for study in studies for one in study_records(study)), key=lambda one: one["number"])
-        write_trials(place.folder.trials_jsonl, records)
+        write_trials(run.folder.trials_jsonl, records)
     console.status(watch.status(), force=True)
     console.line(f"search      {_count_states(records)} in {duration(run.next_phase('finals'))}")
     return records
 
 
-def _trial_checkpoints(place: Place, studies: Sequence[optuna.Study]) -> dict[int, TrialCheckpoint]:
+def _trial_checkpoints(
+    folder: RunFolder, console: Console, studies: Sequence[optuna.Study]
+) -> dict[int, TrialCheckpoint]:
     """What trials that were running when an earlier session ended go on from, by number."""
     checkpoints = {}
     for index, study in enumerate(studies):
         for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             number = trial.number * len(studies) + index
-            if found := read_checkpoint(place, place.folder.trial(number)):
+            if found := read_checkpoint(folder.trial(number), console):
                 checkpoints[number] = TrialCheckpoint(*found)
     return checkpoints
 

@@ -16,12 +16,13 @@ from helpers import launcher
 from cifar_ray.cli.console import Console
 from cifar_ray.cli.settings import TrainSettings, TuneSettings
 from cifar_ray.config import LRScheduleConfig, Task, TrialConfig, trial_config
-from cifar_ray.distributed.hardware import Hardware, Node
+from cifar_ray.data.splits import load_data
+from cifar_ray.distributed.hardware import Workers
 from cifar_ray.distributed.process import TrialSettings
 from cifar_ray.distributed.workers import FinalModel
 from cifar_ray.driver import finals
-from cifar_ray.driver.finals import train_finals
-from cifar_ray.driver.run import Place, Run
+from cifar_ray.driver.run import Run
+from cifar_ray.driver.stages import finish
 from cifar_ray.driver.train import FROM_CARD, _named_models, _read_config, train
 from cifar_ray.errors import InputError
 from cifar_ray.presets import PRESETS, preset
@@ -148,17 +149,18 @@ def test_finals_have_the_patience_of_the_run_and_tell_where_it_has_no_effect(
     patiences: list[int | None] = []
     monkeypatch.setattr(finals, "train_models", lambda models, shared, *rest: patiences.append(shared.patience))
     settings, stream = TuneSettings(patience=4, runs_dir=tmp_path, name="run"), io.StringIO()
-    place = Place(Run(settings, "tune", "cnn"), Console(stream), Hardware("cpu", "here", 2, 0, (Node(2, 0),)), tmp_path)
+    run, workers, data = Run(settings, "tune", "cnn"), Workers(2, 1, {"CPU": 1, "GPU": 0}), load_data("digits")
+    run.begin(data)
     models = [
         FinalModel(name, None, index, 0, TrialConfig(lr_schedule=LRScheduleConfig(name=name)))  # type: ignore[arg-type]
         for name in ("constant", "cosine", "step", "one_cycle", "plateau")
         for index in range(2)
     ]
     shared = TrialSettings([], 10, 30, 10, "accuracy", 1)  # in the search trials had a patience of 10
-    train_finals(place, models, shared, None)  # type: ignore[arg-type]
+    assert finish(run, Console(stream), workers, tmp_path, data, shared, models) == []
     assert patiences == [4]
     told = "patience    does not end cosine, one_cycle: the learning rate anneals to the last epoch\n"
-    assert stream.getvalue() == told
+    assert stream.getvalue().startswith(told)
 
 
 def test_what_is_set_stands_in_every_named_model(tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cifar_ray.data.splits import load_data
 from cifar_ray.distributed import workers
+from cifar_ray.distributed.hardware import Workers
 from cifar_ray.distributed.jobs import Message, Trained
 from cifar_ray.distributed.process import TrialSettings
-from cifar_ray.distributed.workers import FinalModel, Workers, open_pool, train_models, unpack_history
+from cifar_ray.distributed.workers import FinalModel, open_pool, train_models, unpack_history
 from cifar_ray.files import read_json
 from cifar_ray.models.saved import read_model
 from cifar_ray.results.records import CHECKPOINT, RunFolder, read_csv, read_trials

@@ -12,9 +12,10 @@ from helpers.network import listening
 from helpers.resnets import random_weights, resnet_config, small_data
 
 from cifar_ray.config import AugmentConfig, trial_config
+from cifar_ray.distributed.hardware import Workers
 from cifar_ray.distributed.jobs import Desk, Epoch, Job, Message, Trained
 from cifar_ray.distributed.process import TrialSettings
-from cifar_ray.distributed.workers import FinalModel, Workers, _train, train_models
+from cifar_ray.distributed.workers import FinalModel, _train, train_models
 from cifar_ray.models.resnet import ResNet
 from cifar_ray.models.saved import unpack_model
 from cifar_ray.training.device_data import DeviceData

@@ -123,13 +123,13 @@ class SimulatedPhases:
         return self.startup + self.current
 
 
-def run_that_took(startup: float) -> Any:
-    return SimpleNamespace(phases=SimulatedPhases(startup))
+def run_that_took(startup: float, settings: TuneSettings) -> Any:
+    return SimpleNamespace(phases=SimulatedPhases(startup), settings=settings)
 
 
 def test_a_search_leaves_time_for_the_finals_of_the_configurations_that_it_has_found() -> None:
     settings = TuneSettings(time_budget=1000.0, finalists=2)
-    clock = Clock(settings, run_that_took(100.0), WORK, [FAST])
+    clock = Clock(run_that_took(100.0, settings), WORK, [FAST])
     assert clock.epoch_s == WORK.epoch_s(FAST)
     assert clock.search_end([], 1)([]) == pytest.approx(1000 - 100 - WORK.after_search_s([FAST] * 3))
     # The default and two others, one of which is as slow as SLOW: 10 s and 0.2 s an epoch.
@@ -140,15 +140,15 @@ def test_a_search_leaves_time_for_the_finals_of_the_configurations_that_it_has_f
 
 
 def test_what_follows_a_head_takes_the_time_of_its_whole_model_but_has_its_features() -> None:
-    clock = Clock(TuneSettings(time_budget=1000.0, finalists=1), run_that_took(0.0), WORK, [FAST])
+    clock = Clock(run_that_took(0.0, TuneSettings(time_budget=1000.0, finalists=1)), WORK, [FAST])
     records = [record(0, 10, 1.0, 0.1, features={"views": 3, "images_per_s": 100.0, "seconds": 30.0})]
     expected = WORK.after_search_s([replace(HEAD, feature_views=0), FAST])
     assert clock.search_end([], 1)(records) == pytest.approx(1000 - expected)
 
 
 def test_each_of_several_spaces_has_an_equal_share_of_the_time() -> None:
-    run = run_that_took(0.0)
-    clock = Clock(TuneSettings(time_budget=1000.0), run, WORK, [FAST])
+    run = run_that_took(0.0, TuneSettings(time_budget=1000.0))
+    clock = Clock(run, WORK, [FAST])
     whole = clock.search_end([], 1)([])
     assert clock.search_end([], 2)([]) == pytest.approx(whole / 2)
     run.phases.current = whole / 4  # the first one needed less: the others share the rest
@@ -157,7 +157,7 @@ def test_each_of_several_spaces_has_an_equal_share_of_the_time() -> None:
 
 
 def test_without_a_budget_the_time_is_never_up() -> None:
-    clock = Clock(TuneSettings(), run_that_took(1e9), WORK, [FAST])
+    clock = Clock(run_that_took(1e9, TuneSettings()), WORK, [FAST])
     assert clock.search_end([], 2)([]) == math.inf
 
 
@@ -173,11 +173,11 @@ class SimulatedSearch:
     def __init__(self, budget: float, seed: int, spread: float) -> None:
         self.rng = random.Random(seed)
         self.spread = spread
-        run = run_that_took(10.0)
-        self.phases = run.phases
         self.settings = TuneSettings(time_budget=budget, finalists=2)
-        self.clock = Clock(self.settings, run, WORK, [FAST])
-        check_time_budget(self.settings, run, WORK, [FAST])
+        run = run_that_took(10.0, self.settings)
+        self.phases = run.phases
+        self.clock = Clock(run, WORK, [FAST])
+        check_time_budget(run, WORK, [FAST])
         study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=seed))
         self.searcher = StudySearcher(
             study,
@@ -334,5 +334,5 @@ def test_however_late_it_is_something_is_trained_but_what_was_drawn_ahead_waits(
 
 def test_a_budget_that_what_follows_the_search_needs_alone_is_refused() -> None:
     with pytest.raises(InputError, match=r"--time-budget: 1 min 00 s is too short: .* take about 16 min .*; give more"):
-        check_time_budget(TuneSettings(time_budget=60.0), run_that_took(10.0), WORK, [SLOW])
-    check_time_budget(TuneSettings(time_budget=36000.0), run_that_took(10.0), WORK, [SLOW])
+        check_time_budget(run_that_took(10.0, TuneSettings(time_budget=60.0)), WORK, [SLOW])
+    check_time_budget(run_that_took(10.0, TuneSettings(time_budget=36000.0)), WORK, [SLOW])

@@ -19,8 +19,8 @@ from cifar_ray.cli.console import Console
 from cifar_ray.cli.settings import TuneSettings
 from cifar_ray.config import Task
 from cifar_ray.data.splits import load_data
-from cifar_ray.distributed.hardware import Hardware, Node
-from cifar_ray.driver.run import Phases, Place, Run, sigterm_as_ctrl_c
+from cifar_ray.distributed.hardware import Hardware, Node, Workers
+from cifar_ray.driver.run import Phases, Run, sigterm_as_ctrl_c
 from cifar_ray.driver.stages import load_run_data, make_task
 from cifar_ray.errors import InputError
 
@@ -32,7 +32,8 @@ def settings(tmp_path: Path, **values: Any) -> TuneSettings:
 
 
 def begin(run: Run) -> None:
-    run.begin(load_data("digits", train_size=100), HARDWARE, slots=2)
+    run.note_device(HARDWARE, Workers(2, 1, {"CPU": 1, "GPU": 0}))
+    run.begin(load_data("digits", train_size=100))
 
 
 def resume(run: Run, tmp_path: Path) -> Run:
@@ -72,8 +73,7 @@ def test_a_run_on_another_kind_of_device_is_not_taken_up(tmp_path: Path) -> None
     data = load_data("digits", train_size=100)
 
     def task(run: Run, kind: str) -> Task:
-        hardware = Hardware(kind, "some device", 2, int(kind == "cuda"), (Node(2, int(kind == "cuda")),))
-        return make_task(Place(run, Console(), hardware, tmp_path), data)
+        return make_task(run, data, Workers(2, 1, {"CPU": 1, "GPU": int(kind == "cuda")}).device)
 
     run = Run(settings(tmp_path), "tune", "cnn")
     assert task(run, "cuda").device == "cuda"
@@ -100,7 +100,7 @@ def test_images_in_two_given_splits_are_warned_of_and_recorded(tmp_path: Path) -
         data = load_run_data(run, str(root), Console(out), auto_size=32)
         assert ("warning: 2 of 8 test images are also training or validation images" in out.getvalue()) == told
         assert "validation images are also training images" not in out.getvalue()
-        run.begin(data, HARDWARE, slots=2)
+        run.begin(data)
         run.close()
         recorded = json.loads(run.folder.run_json.read_text())["data"]
         assert (recorded["num_test_copies"], recorded["num_val_copies"]) == (copies, 0)
