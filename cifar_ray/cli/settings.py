@@ -100,6 +100,7 @@ class RunSettings:
     """What every run takes: its data, its metric, its devices and its folder."""
 
     groups: ClassVar[dict[str, tuple[str, ...]]] = {
+        "what to evaluate": ("models",),
         "what to search or train": (
             *(
                 "space",
@@ -128,6 +129,36 @@ class RunSettings:
     data: str | None = flag("cifar10", "cifar10, digits, or a folder of images or parquet", _data_source, "NAME|PATH")
     data_dir: Path | None = flag(None, "where cifar10 is or is downloaded to (default: the user's cache folder)", _path)
     skip_bad_images: bool = flag(False, "leave out images that cannot be read, and list them in run.json")
+    metric: str | None = flag("accuracy", "what ranks models: accuracy, auc or f1 (macro)", one_of(*METRICS), "NAME")
+    cpus_per_trial: int = flag(
+        1, "CPUs of each worker of a trial or final training, and of each evaluation actor", at_least(1), "N"
+    )
+    gpus_per_trial: int | None = flag(
+        None, "GPUs of each, 0 or 1 (default: auto, 1 where there are GPUs)", _gpus_per_trial, "auto|N"
+    )
+    name: str | None = flag(None, "name of the run (default: what it does, its data, and the time)", folder_name)
+    runs_dir: Path = flag(
+        Path.home() / "cifar_ray_runs" if SUBMITTED else Path("runs"), "folder that run folders are made in", _path
+    )
+    address: str | None = flag(
+        None, "join the Ray cluster at this address (auto or HOST:PORT) instead of using this machine alone", _not_empty
+    )
+
+    @property
+    def workers_per_model(self) -> int:
+        """How many workers train a model together; one evaluates it."""
+        return 1
+
+    @property
+    def workers_flag(self) -> str:
+        """The flag that says so, if one does."""
+        return ""
+
+
+@dataclass(frozen=True)
+class TrainingSettings(RunSettings):
+    """What every run that trains takes beside that."""
+
     train_size: int | None = flag(None, "use this many training images, validation included", at_least(1), "N")
     image_size: int | None = flag(
         None,
@@ -135,7 +166,6 @@ class RunSettings:
         _image_size,
         "auto|N",
     )
-    metric: str | None = flag("accuracy", "what ranks models: accuracy, auc or f1 (macro)", one_of(*METRICS), "NAME")
     weights: str | None = flag(
         None,
         "backbone weights of ResNets: DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2, none, or a file (.pth, .safetensors) with "
@@ -157,20 +187,9 @@ class RunSettings:
         at_least(1),
         "N",
     )
-    cpus_per_trial: int = flag(1, "CPUs of each worker of a trial or of a final training", at_least(1), "N")
-    gpus_per_trial: int | None = flag(
-        None, "GPUs of each, 0 or 1 (default: auto, 1 where there are GPUs)", _gpus_per_trial, "auto|N"
-    )
     seed: int = flag(0, "seed of the whole run", at_least(0), "N")
-    name: str | None = flag(None, "name of the run (default: what it does, its data, and the time)", folder_name)
-    runs_dir: Path = flag(
-        Path.home() / "cifar_ray_runs" if SUBMITTED else Path("runs"), "folder that run folders are made in", _path
-    )
     resume: str | None = flag(
         None, "go on with an interrupted run, given by name or folder; all else comes from it", _not_empty, "RUN"
-    )
-    address: str | None = flag(
-        None, "join the Ray cluster at this address (auto or HOST:PORT) instead of using this machine alone", _not_empty
     )
 
     @property
@@ -178,18 +197,9 @@ class RunSettings:
         """The texts of `--set` by their keys."""
         return {key: value for key, _, value in (text.partition("=") for text in self.set)}
 
-    @property
-    def workers_flag(self) -> str:
-        """The flag that says how many workers train a model together."""
-        raise NotImplementedError
-
-    @property
-    def workers_per_model(self) -> int:
-        raise NotImplementedError
-
 
 @dataclass(frozen=True)
-class TuneSettings(RunSettings):
+class TuneSettings(TrainingSettings):
     """Search a space for the best model, train the finalists over several seeds, evaluate them, write a report."""
 
     space: str = flag(
@@ -230,7 +240,7 @@ class TuneSettings(RunSettings):
 
 
 @dataclass(frozen=True)
-class TrainSettings(RunSettings):
+class TrainSettings(TrainingSettings):
     """Train named models over several seeds, evaluate them as after a search, write a report."""
 
     preset: tuple[str, ...] = flag((), "a model by name, may be given several times", metavar="NAME")
@@ -263,6 +273,32 @@ class TrainSettings(RunSettings):
 
 
 @dataclass(frozen=True)
+class EvaluateSettings(RunSettings):
+    """Score and time saved models on labelled images, such as a test set that came later, and write a report."""
+
+    models: tuple[Path, ...] = flag(
+        (),
+        "folders of saved models (runs/NAME/best), and runs, for all of their models",
+        _path,
+        "MODEL",
+        positional=True,
+    )
+    data: str | None = flag(
+        None,
+        "cifar10, digits, or a folder of labelled images or parquet: the test split, or all of a folder that has none "
+        "(default: the test split of the data that the models were trained on)",
+        _data_source,
+        "NAME|PATH",
+    )
+    metric: str | None = flag(
+        None,
+        "what the report compares by: accuracy, auc or f1 (default: that of the first model)",
+        one_of(*METRICS),
+        "NAME",
+    )
+
+
+@dataclass(frozen=True)
 class PredictSettings:
     """Classify images with a saved model: print the class of each one and how probable it is."""
 
@@ -271,7 +307,7 @@ class PredictSettings:
     json: bool = flag(False, "print one JSON object a line")
 
 
-Run = TypeVar("Run", bound=RunSettings)
+Run = TypeVar("Run", bound=TrainingSettings)
 
 NOT_OF_THE_RUN = ("resume", "runs_dir", "address")
 """Flags that may differ when a run is taken up again."""

@@ -19,12 +19,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-
 from cifar_ray import BEGAN
 from cifar_ray.cli.settings import RunSettings
 from cifar_ray.config import TrialConfig
-from cifar_ray.data.splits import DataSplits
 from cifar_ray.distributed.hardware import Hardware, Workers
 from cifar_ray.errors import InputError
 from cifar_ray.files import read_json, write_json
@@ -73,14 +70,14 @@ class Phases:
 class Run(Generic[Settings]):
     """A run's folder, its lock, and its run.json: what it is and how far it has come."""
 
-    def __init__(self, settings: Settings, kind: str, label: str) -> None:
+    def __init__(self, settings: Settings, kind: str, label: str, resume: str | None = None) -> None:
         self.settings = settings
         self.kind = kind
-        self.resumed = settings.resume is not None
+        self.resumed = resume is not None
         self._lock: int | None = None
         self.about: dict[str, Any] = {}
-        if settings.resume is not None:
-            self.folder = RunFolder(Path(settings.resume))
+        if resume is not None:
+            self.folder = RunFolder(Path(resume))
             with contextlib.ExitStack() as refused:
                 refused.callback(self.close)
                 self._take_lock()
@@ -103,8 +100,13 @@ class Run(Generic[Settings]):
         return bool(self.about.get("end"))
 
     @property
-    def resume_command(self) -> str:
-        return f"python -m cifar_ray.{self.kind} --resume {shlex.quote(str(self.folder.root))}"
+    def resume_command(self) -> str | None:
+        """What goes on with it after an interruption; None where it is as well begun anew."""
+        return (
+            None
+            if self.kind == "evaluate"
+            else f"python -m cifar_ray.{self.kind} --resume {shlex.quote(str(self.folder.root))}"
+        )
 
     def _check_place(self) -> None:
         """Refuse a folder that exists, or that could not be made and written to; makes nothing."""
@@ -151,8 +153,8 @@ class Run(Generic[Settings]):
         """Note what a new run trains on; one that is taken up elsewhere keeps what it began on."""
         self.about.setdefault("device", {**asdict(hardware), "slots": workers.num_groups})
 
-    def begin(self, data: DataSplits) -> None:
-        """Make the folder and write run.json, or add this session to it."""
+    def begin(self, data: Mapping[str, Any]) -> None:
+        """Make the folder and write run.json, with what it says of the `data`, or add this session to it."""
         if self.resumed:
             self.about.setdefault("resumed", []).append(_now())
             self.save()
@@ -171,8 +173,8 @@ class Run(Generic[Settings]):
             "kind": self.kind,
             "settings": asdict(self.settings),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-            "data": describe_data(data),
-            "seed": self.settings.seed,
+            "data": data,
+            "seed": asdict(self.settings).get("seed"),
             "metric": self.settings.metric,
             **self.about,
             "start": _now(),
@@ -249,23 +251,3 @@ def _clip(text: str, num_bytes: int) -> str:
 
 def _now() -> str:
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def describe_data(data: DataSplits) -> dict[str, Any]:
-    return {
-        "source": data.source,
-        "fingerprint": data.fingerprint,
-        "class_names": list(data.class_names),
-        "channels": data.train.images.shape[1],
-        "image_size": data.train.images.shape[2],
-        "num_train": len(data.train.images),
-        "num_val": len(data.val.images),
-        "num_test": len(data.test.images),
-        "class_counts": {
-            name: np.bincount(split.labels, minlength=len(data.class_names)).tolist()
-            for name, split in (("train", data.train), ("val", data.val), ("test", data.test))
-        },
-        "num_val_copies": data.num_val_copies,
-        "num_test_copies": data.num_test_copies,
-        "bad_images": list(data.bad_images),
-    }

@@ -2,17 +2,17 @@
 
 import contextlib
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 
 from cifar_ray.cli.console import Console
-from cifar_ray.cli.settings import RunSettings
+from cifar_ray.cli.settings import TrainingSettings
 from cifar_ray.config import Task, TrialConfig
 from cifar_ray.data.splits import DataSplits, load_data
 from cifar_ray.distributed.hardware import Workers, plan_workers
@@ -21,7 +21,7 @@ from cifar_ray.distributed.session import output_to_file, ray_session, temporary
 from cifar_ray.distributed.workers import FinalModel
 from cifar_ray.driver.estimate import FINALS_START_S, SEARCH_START_S, Workload
 from cifar_ray.driver.finals import failed_row, train_finals
-from cifar_ray.driver.run import Run, describe_data, sigterm_as_ctrl_c
+from cifar_ray.driver.run import Run, sigterm_as_ctrl_c
 from cifar_ray.errors import InputError
 from cifar_ray.evaluation.evaluate import evaluate
 from cifar_ray.reporting.parts import shared_images
@@ -31,22 +31,23 @@ from cifar_ray.results.recorded_run import Records
 from cifar_ray.results.records import Row, read_trials
 from cifar_ray.text import duration
 
+Data = TypeVar("Data")
+
 RAY_LOG = "ray.log"
 """What Ray printed, in the run folder."""
 
 
 @contextlib.contextmanager
 def started(
-    run: Run[Any], console: Console, what: str, source: str, configs: Iterable[TrialConfig]
-) -> Iterator[tuple[DataSplits, Workers, Path] | None]:
+    run: Run[Any], console: Console, what: str, load: Callable[[], Data]
+) -> Iterator[tuple[Data, Workers, Path] | None]:
     """Load the data and start Ray for a run; None where an earlier session has brought it to its end.
 
     Args:
         run: what begins, or is taken up.
         console: is told what there is.
         what: in words.
-        source: of the data.
-        configs: what may be trained, as far as that is known without the data.
+        load: loads the data and says what it is.
 
     Yields:
         The data, the workers that there is room for, and a folder for Ray's own files, of no use afterwards.
@@ -58,9 +59,7 @@ def started(
             console.line(f"this run has come to its end: {run.folder.report_html}")
             yield None
             return
-        if settings.set:
-            console.line(f"set         {', '.join(settings.set)}")
-        data = load_run_data(run, source, console, auto_image_size(configs))
+        data = load()
         folder = stack.enter_context(temporary_folder())
         stack.enter_context(output_to_file(folder / RAY_LOG))
         hardware = stack.enter_context(ray_session(folder))
@@ -81,12 +80,13 @@ def started(
         yield data, workers, folder
 
 
-def begin(run: Run[Any], console: Console, data: DataSplits) -> None:
-    """The run begins, or goes on: from here on it leaves records."""
+def begin(run: Run[Any], console: Console, data: Mapping[str, Any]) -> None:
+    """The run begins, or goes on: from here on it leaves records. `data`: what run.json says of it."""
     run.begin(data)
     console.line(f"run         {run.folder.root}")
     console.line(f"TensorBoard tensorboard --logdir {shlex.quote(str(run.folder.root))}")
-    console.line(f"resume      {run.resume_command}  (if it is interrupted)")
+    if run.resume_command:
+        console.line(f"resume      {run.resume_command}  (if it is interrupted)")
 
 
 @contextlib.contextmanager
@@ -116,7 +116,7 @@ def recorded(run: Run[Any], console: Console, storage: Path, first_phase: str) -
                 run.save()
             write_report(run, console, rows)
         finally:
-            if not ended:
+            if not ended and run.resume_command:
                 console.line(f"resume      {run.resume_command}")
 
 
@@ -188,7 +188,7 @@ def make_task(
 
 def task_of(
     data: DataSplits,
-    settings: RunSettings,
+    settings: TrainingSettings,
     device: Literal["cpu", "cuda"],
     backbones: tuple[str, ...] = Task.backbones,
 ) -> Task:
@@ -231,16 +231,19 @@ def write_report(run: Run[Any], console: Console, rows: Sequence[Row]) -> None:
     console.line(f"report      {html}")
 
 
-def load_run_data(run: Run[Any], source: str, console: Console, auto_size: int) -> DataSplits:
-    """Load the data of a run, and say what it is."""
-    settings = run.settings
+def load_run_data(
+    settings: TrainingSettings, source: str, console: Console, configs: Iterable[TrialConfig]
+) -> DataSplits:
+    """Load the data of a run that may train `configs`, as far as they are known without it, and say what it is."""
+    if settings.set:
+        console.line(f"set         {', '.join(settings.set)}")
     data = load_data(
         source,
         train_size=settings.train_size,
         image_size=settings.image_size,
         data_dir=settings.data_dir,
         skip_bad_images=settings.skip_bad_images,
-        auto_size=auto_size,
+        auto_size=auto_image_size(configs),
     )
     num_train, channels, height, width = data.train.images.shape
     console.line(f"data        {data.source}: {len(data.class_names)} classes, {channels}x{height}x{width} pixels")
@@ -252,3 +255,24 @@ def load_run_data(run: Run[Any], source: str, console: Console, auto_size: int) 
     for line in shared_images(describe_data(data)):
         console.line(f"            warning: {line}")
     return data
+
+
+def describe_data(data: DataSplits) -> dict[str, Any]:
+    """What run.json says of the data."""
+    return {
+        "source": data.source,
+        "fingerprint": data.fingerprint,
+        "class_names": list(data.class_names),
+        "channels": data.train.images.shape[1],
+        "image_size": data.train.images.shape[2],
+        "num_train": len(data.train.images),
+        "num_val": len(data.val.images),
+        "num_test": len(data.test.images),
+        "class_counts": {
+            name: np.bincount(split.labels, minlength=len(data.class_names)).tolist()
+            for name, split in (("train", data.train), ("val", data.val), ("test", data.test))
+        },
+        "num_val_copies": data.num_val_copies,
+        "num_test_copies": data.num_test_copies,
+        "bad_images": list(data.bad_images),
+    }

@@ -4,6 +4,7 @@ import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,9 @@ from cifar_ray.driver.stages import (
     NO_DATA,
     auto_image_size,
     begin,
+    describe_data,
     finish,
+    load_run_data,
     make_task,
     make_workload,
     recorded,
@@ -62,9 +65,10 @@ def train(settings: TrainSettings) -> int:
     configs = _named_configs(settings, NO_DATA, saved).values()
     if settings.show:
         return _show(settings, saved)
-    run, console = Run(settings, "train", "-".join(["train", *names])[:40]), Console()
+    run, console = Run(settings, "train", "-".join(["train", *names])[:40], settings.resume), Console()
     run.check_unchanged(**{str(one.path): one.config.to_dict() for one in saved})
-    with started(run, console, "training", str(settings.data), configs) as opened:
+    load = partial(load_run_data, settings, str(settings.data), console, configs)
+    with started(run, console, "training", load) as opened:
         return 0 if opened is None else _train(run, console, *opened, saved)
 
 
@@ -117,7 +121,7 @@ def _train(
     speeds = [measure_speeds(workers, config, shared)[0] for config in configs.values()]
     whole = work.finals_s(speeds) + work.evaluation_s(speeds)
     console.line(f"estimate    {duration(whole)} for {len(models)} models")
-    begin(run, console, data)
+    begin(run, console, describe_data(data))
     with recorded(run, console, storage, "finals") as rows:
         rows += finish(run, console, workers, storage, data, shared, models)
     return 0 if rows else 1

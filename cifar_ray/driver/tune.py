@@ -4,6 +4,7 @@ import contextlib
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,18 @@ from cifar_ray.driver.estimate import Clock, check_time_budget, estimate, shares
 from cifar_ray.driver.finals import read_checkpoint
 from cifar_ray.driver.probe import measure_speeds
 from cifar_ray.driver.run import Run, check_batch_sizes
-from cifar_ray.driver.stages import NO_DATA, begin, finish, make_task, make_workload, recorded, share_weights, started
+from cifar_ray.driver.stages import (
+    NO_DATA,
+    begin,
+    describe_data,
+    finish,
+    load_run_data,
+    make_task,
+    make_workload,
+    recorded,
+    share_weights,
+    started,
+)
 from cifar_ray.models.pretrained import backbones_with
 from cifar_ray.results.ranking import finalists
 from cifar_ray.results.records import Row, RunFolder, read_name, write_trials
@@ -49,9 +61,10 @@ def tune(settings: TuneSettings) -> int:
     backbones = backbones_with(settings.weights or "DEFAULT")
     provisional = replace(NO_DATA, weights=settings.weights or "DEFAULT", backbones=backbones)
     configs = [config for space in spaces for _, config in sample_space(space, provisional, NUM_SHOWN)]
-    run, console = Run(settings, "tune", "-".join(names)), Console()
+    run, console = Run(settings, "tune", "-".join(names), settings.resume), Console()
     run.check_unchanged(**{f"the code of space {space.name}": space.sha256 for space in spaces})
-    with started(run, console, f"search of {' and '.join(names)}", str(settings.data), configs) as opened:
+    load = partial(load_run_data, settings, str(settings.data), console, configs)
+    with started(run, console, f"search of {' and '.join(names)}", load) as opened:
         return 0 if opened is None else _tune(run, console, *opened, spaces, backbones)
 
 
@@ -91,7 +104,7 @@ def _tune(
         memory_mb = max(memory_mb for _, memory_mb in measured)
         _show_dry_run(console, workers, samples, settings, task, data, memory_mb)
         return 0
-    begin(run, console, data)
+    begin(run, console, describe_data(data))
     with recorded(run, console, storage, "search") as rows:
         domains = union(*(param_domains(trial for trial, _ in drawn) for drawn in samples))
         records = _search(run, console, workers, storage, spaces, task, shared, domains, Clock(run, work, speeds))

@@ -10,7 +10,15 @@ import pytest
 
 from cifar_ray import __version__
 from cifar_ray.cli.flags import parse_flags
-from cifar_ray.cli.settings import PredictSettings, TrainSettings, TuneSettings, count, run_settings, seconds
+from cifar_ray.cli.settings import (
+    EvaluateSettings,
+    PredictSettings,
+    TrainSettings,
+    TuneSettings,
+    count,
+    run_settings,
+    seconds,
+)
 from cifar_ray.errors import InputError
 from cifar_ray.files import write_json
 from cifar_ray.presets import PRESETS
@@ -179,7 +187,7 @@ def test_what_is_no_run_or_was_begun_by_another_command_is_refused(begun: TuneSe
         resumed("--resume", str(tmp_path / "other"))
 
 
-@pytest.mark.parametrize("kind", [TuneSettings, TrainSettings])
+@pytest.mark.parametrize("kind", [TuneSettings, TrainSettings, EvaluateSettings])
 def test_every_flag_stands_under_one_heading_of_the_help(kind: Any) -> None:
     names = [name for names in kind.groups.values() for name in names]
     assert sorted(names) == sorted(set(names))

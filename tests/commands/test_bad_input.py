@@ -260,7 +260,7 @@ def test_a_run_is_not_taken_up_where_nothing_can_be_written(
         f"--runs-dir: 5 MB are free in {begun.parent}, a run needs 200: make room there"
     )
     write_json(begun, {**json.loads(begun.read_text()), "end": "yesterday"})
-    with contextlib.closing(Run(TuneSettings(resume=str(begun.parent)), "tune", "cnn")) as run:
+    with contextlib.closing(Run(TuneSettings(), "tune", "cnn", resume=str(begun.parent))) as run:
         assert run.finished  # nothing more is written to it
 
 

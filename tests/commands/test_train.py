@@ -22,7 +22,7 @@ from cifar_ray.distributed.process import TrialSettings
 from cifar_ray.distributed.workers import FinalModel
 from cifar_ray.driver import finals
 from cifar_ray.driver.run import Run
-from cifar_ray.driver.stages import finish
+from cifar_ray.driver.stages import describe_data, finish
 from cifar_ray.driver.train import FROM_CARD, _named_models, _read_config, train
 from cifar_ray.errors import InputError
 from cifar_ray.presets import PRESETS, preset
@@ -150,7 +150,7 @@ def test_finals_have_the_patience_of_the_run_and_tell_where_it_has_no_effect(
     monkeypatch.setattr(finals, "train_models", lambda models, shared, *rest: patiences.append(shared.patience))
     settings, stream = TuneSettings(patience=4, runs_dir=tmp_path, name="run"), io.StringIO()
     run, workers, data = Run(settings, "tune", "cnn"), Workers(2, 1, {"CPU": 1, "GPU": 0}), load_data("digits")
-    run.begin(data)
+    run.begin(describe_data(data))
     models = [
         FinalModel(name, None, index, 0, TrialConfig(lr_schedule=LRScheduleConfig(name=name)))  # type: ignore[arg-type]
         for name in ("constant", "cosine", "step", "one_cycle", "plateau")

@@ -21,7 +21,7 @@ from cifar_ray.config import Task
 from cifar_ray.data.splits import load_data
 from cifar_ray.distributed.hardware import Hardware, Node, Workers
 from cifar_ray.driver.run import Phases, Run, sigterm_as_ctrl_c
-from cifar_ray.driver.stages import load_run_data, make_task
+from cifar_ray.driver.stages import describe_data, load_run_data, make_task
 from cifar_ray.errors import InputError
 
 HARDWARE = Hardware("cpu", "some processor", 2, 0, (Node(2, 0),))
@@ -33,11 +33,11 @@ def settings(tmp_path: Path, **values: Any) -> TuneSettings:
 
 def begin(run: Run) -> None:
     run.note_device(HARDWARE, Workers(2, 1, {"CPU": 1, "GPU": 0}))
-    run.begin(load_data("digits", train_size=100))
+    run.begin(describe_data(load_data("digits", train_size=100)))
 
 
 def resume(run: Run, tmp_path: Path) -> Run:
-    return Run(settings(tmp_path, name=run.folder.root.name, resume=str(run.folder.root)), "tune", "cnn")
+    return Run(settings(tmp_path, name=run.folder.root.name), "tune", "cnn", resume=str(run.folder.root))
 
 
 def test_a_run_that_is_running_cannot_be_taken_up_and_one_that_ended_can(tmp_path: Path) -> None:
@@ -97,10 +97,10 @@ def test_images_in_two_given_splits_are_warned_of_and_recorded(tmp_path: Path) -
         for i in range(copies):
             shutil.copy(root / "train" / "a" / f"{i:04}.png", root / "test" / "b" / f"copy-{i}.png")
         run, out = Run(TuneSettings(data=str(root), runs_dir=tmp_path / "runs"), "tune", "cnn"), io.StringIO()
-        data = load_run_data(run, str(root), Console(out), auto_size=32)
+        data = load_run_data(run.settings, str(root), Console(out), [])
         assert ("warning: 2 of 8 test images are also training or validation images" in out.getvalue()) == told
         assert "validation images are also training images" not in out.getvalue()
-        run.begin(data)
+        run.begin(describe_data(data))
         run.close()
         recorded = json.loads(run.folder.run_json.read_text())["data"]
         assert (recorded["num_test_copies"], recorded["num_val_copies"]) == (copies, 0)
