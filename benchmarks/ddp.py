@@ -35,7 +35,7 @@ from cifar_ray.distributed.workers import FinalModel, train_models
 from cifar_ray.presets import preset
 from cifar_ray.results.records import Row
 from cifar_ray.training.device_data import DeviceData
-from cifar_ray.training.loop import Ranks, run_experiment
+from cifar_ray.training.loop import Experiment, Ranks, run_experiment
 
 SEED = 7
 
@@ -68,7 +68,7 @@ def under_torchrun(folder: Path) -> None:
     def report(row: Row) -> None:
         ends.append(time.perf_counter())
 
-    run_experiment(config, data, seed=SEED, max_epochs=given["max_epochs"], report=report, ranks=ranks)
+    run_experiment(Experiment(config, seed=SEED, max_epochs=given["max_epochs"]), data, report=report, ranks=ranks)
     if rank == 0:
         (folder / "ends.json").write_text(json.dumps(ends))
     dist.destroy_process_group()

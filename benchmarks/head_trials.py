@@ -22,14 +22,14 @@ from cifar_ray.data.splits import load_data
 from cifar_ray.models.pretrained import weights_of_file
 from cifar_ray.presets import preset
 from cifar_ray.training.device_data import DeviceData
-from cifar_ray.training.loop import Ranks, Training, run_experiment
+from cifar_ray.training.loop import Experiment, Training, run_experiment
 
 MAX_EPOCHS = 8
 
 
 def train_anew(config: TrialConfig, data: DeviceData, seed: int, pretrained: dict) -> float:  # type: ignore[type-arg]
     """Train a head under its backbone; return the best validation accuracy."""
-    training = Training(config, data, seed, MAX_EPOCHS, "accuracy", pretrained, Ranks())
+    training = Training(Experiment(config, seed=seed, max_epochs=MAX_EPOCHS), data, pretrained)
     training.features, training.part, training.parallel = None, training.model, training.model
     return max(float(training.epoch()["val_accuracy"]) for _ in range(MAX_EPOCHS))
 
@@ -58,7 +58,9 @@ def main() -> None:
         os.environ["XDG_CACHE_HOME"] = cache
         for index in range(args.kept):
             began = time.perf_counter()
-            outcome = run_experiment(config(index), data, seed=0, max_epochs=MAX_EPOCHS, pretrained=pretrained)
+            outcome = run_experiment(
+                Experiment(config(index), seed=0, max_epochs=MAX_EPOCHS), data, pretrained=pretrained
+            )
             seconds.append(time.perf_counter() - began)
             found.append(outcome.best["val_accuracy"])
         anew: list[float] = []

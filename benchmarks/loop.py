@@ -18,12 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cifar_ray.config import Task, TrialConfig
-from cifar_ray.models.classifier import Classifier, build_model
 from cifar_ray.presets import preset
-from cifar_ray.training import augment
 from cifar_ray.training.device_data import DeviceData
-from cifar_ray.training.loop import train_epoch
-from cifar_ray.training.optim import LRSchedule, make_optimizer
+from cifar_ray.training.loop import Experiment, Training
+from cifar_ray.training.optim import make_optimizer
 
 
 def bare_epoch(
@@ -68,23 +66,10 @@ def main() -> None:
     arrays |= {"val_images": images[:10], "val_labels": torch.arange(10)}
     numpy_arrays = {name: tensor.numpy() for name, tensor in arrays.items()}
     data = DeviceData.from_arrays(numpy_arrays, 10, torch.device("cpu"))
-    model = build_model(config, num_classes=10, channels=3, image_size=32)
-    model.initialize(data.mean, data.std, data.train_images)
-    model = model.to(memory_format=torch.channels_last)
-    network = copy.deepcopy(model.network)
-    floats = model.inputs(images).contiguous(memory_format=torch.channels_last)
+    training = Training(Experiment(config, seed=0, max_epochs=args.rounds + 1), data)
+    network = copy.deepcopy(training.model.network)
+    floats = training.model.inputs(images).contiguous(memory_format=torch.channels_last)
     total_steps = (args.rounds + 1) * (args.num_images // config.batch_size)
-
-    def ours(model: Classifier) -> Callable[[], object]:
-        optimizer = make_optimizer(config.optimizer, model)
-        lr_schedule = LRSchedule(config.lr_schedule, optimizer, total_steps)
-
-        def epoch() -> None:
-            order = torch.randperm(args.num_images)
-            mirrored = augment.mirrored(config.augment, args.num_images, seed=0, epoch=1)
-            train_epoch(model, data, optimizer, lr_schedule, config, order, mirrored=mirrored).tolist()
-
-        return epoch
 
     optimizer = make_optimizer(config.optimizer, network)
     one_cycle = torch.optim.lr_scheduler.OneCycleLR(
@@ -92,7 +77,7 @@ def main() -> None:
     )
     ways: dict[str, Callable[[], object]] = {
         "bare": lambda: bare_epoch(network, floats, data.train_labels, optimizer, one_cycle, config),
-        "ours": ours(model),
+        "ours": lambda: training.train_batches(torch.randperm(args.num_images), epoch=1).tolist(),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(args.rounds + 1):

@@ -25,7 +25,7 @@ from cifar_ray.config import AugmentConfig, CNNConfig, LRScheduleConfig, Optimiz
 from cifar_ray.data.splits import load_data
 from cifar_ray.presets import preset
 from cifar_ray.training.device_data import DeviceData
-from cifar_ray.training.loop import run_experiment
+from cifar_ray.training.loop import Experiment, run_experiment
 
 AIRBENCH = TrialConfig(
     model=CNNConfig(widths=[16, 64, 64], blocks=[2, 2, 2], kernel_sizes=[3, 3, 3], activation="gelu", head_pool="max"),
@@ -69,7 +69,7 @@ def train(job: tuple[argparse.Namespace, str, int, TrialConfig]) -> tuple[str, i
     args, name, seed, config = job
     torch.set_num_threads(1)
     data = data_of(args.data, args.num_train, args.num_val)
-    outcome = run_experiment(config, data, seed=seed, max_epochs=args.max_epochs)
+    outcome = run_experiment(Experiment(config, seed=seed, max_epochs=args.max_epochs), data)
     train_s, eval_s = (sum(row[kind] for row in outcome.history) for kind in ("train_s", "eval_s"))
     return name, seed, outcome.best["val_accuracy"], train_s, eval_s
 

@@ -12,7 +12,7 @@ from cifar_ray.models.classifier import build_model, count_params
 from cifar_ray.presets import PRESETS, preset
 from cifar_ray.search.space import load_space
 from cifar_ray.training.device_data import DeviceData
-from cifar_ray.training.loop import run_experiment
+from cifar_ray.training.loop import Experiment, run_experiment
 
 CIFAR10 = Task(10, 3, 32, 45_000, "cpu")
 DIGITS = Task(10, 1, 8, 200, "cpu", flips=("none",))
@@ -112,7 +112,7 @@ def test_the_resnets_are_what_their_names_say() -> None:
 @pytest.mark.parametrize("name", [*TUTORIAL, "small-cnn"])  # fast-cnn takes all these images in one step
 def test_a_preset_learns(name: str, digit_arrays: dict[str, np.ndarray]) -> None:
     data = DeviceData.from_arrays(digit_arrays, 10, torch.device("cpu"))
-    outcome = run_experiment(preset(name, DIGITS), data, seed=0, max_epochs=12)
+    outcome = run_experiment(Experiment(preset(name, DIGITS), seed=0, max_epochs=12), data)
     assert outcome.best["val_accuracy"] > 0.8
 
 

@@ -14,6 +14,7 @@ from cifar_ray.config import ResNetConfig, TrialConfig
 from cifar_ray.errors import InputError
 from cifar_ray.models.pretrained import load_weights
 from cifar_ray.training.device_data import DeviceData
+from cifar_ray.training.loop import Experiment
 
 Pretrained = dict[str, "ray.ObjectRef[dict[str, np.ndarray]]"]
 """References to the weights by :func:`_key`."""
@@ -63,13 +64,17 @@ class TrialSettings:
     num_classes: int
     max_epochs: int
     patience: int | None
-    """See `loop.run_experiment`; None is none."""
+    """See `loop.Experiment`; None is none."""
     metric: str
     """What best weights are chosen by, and what is told to ASHA and Optuna."""
     num_threads: int
     """CPU threads of a trial."""
     pretrained: Pretrained = field(default_factory=dict)
     """What backbones start from."""
+
+    def experiment(self, config: TrialConfig, seed: int) -> Experiment:
+        """The training of one configuration."""
+        return Experiment(config, seed, self.max_epochs, self.metric, self.patience)
 
 
 _device_data: dict[str, DeviceData] = {}  # at most one data set: a process serves one search

@@ -315,12 +315,8 @@ def _train(job: Job, data: DeviceData, settings: dict[str, Any], generation: int
 
     try:
         outcome = run_experiment(
-            job.config,
+            shared.experiment(job.config, job.seed),
             data,
-            seed=job.seed,
-            max_epochs=shared.max_epochs,
-            metric=shared.metric,
-            patience=shared.patience,
             pretrained=get_weights(shared.pretrained, job.config),
             report=report,
             checkpoint=checkpoint,

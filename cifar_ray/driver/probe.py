@@ -9,16 +9,16 @@ import psutil
 import ray
 import torch
 from ray.exceptions import RayTaskError
-from torch import nn
+from torch import Tensor, nn
 
 from cifar_ray.config import ResNetConfig, TrialConfig
 from cifar_ray.distributed.hardware import Workers
-from cifar_ray.distributed.process import TrialSettings, load_device_data, reset_process
+from cifar_ray.distributed.process import TrialSettings, get_weights, load_device_data, reset_process
 from cifar_ray.driver.estimate import Speed
 from cifar_ray.errors import InputError
-from cifar_ray.models.classifier import build_model
-from cifar_ray.training.loop import eval_model, train_epoch
-from cifar_ray.training.optim import LRSchedule, make_optimizer
+from cifar_ray.models.classifier import Classifier
+from cifar_ray.training.features import Features
+from cifar_ray.training.loop import Training, eval_model
 
 
 def measure_speeds(workers: Workers, config: TrialConfig, shared: TrialSettings) -> tuple[Speed, float]:
@@ -52,20 +52,15 @@ def measure_speed(config: TrialConfig, settings: TrialSettings, seconds: float =
     """
     reset_process(0, settings.num_threads)
     data = load_device_data(settings.data[0], settings.num_classes)
-    num_train, channels, _, image_size = data.train_images.shape
-    device = data.train_images.device
-    model = build_model(config, num_classes=data.num_classes, channels=channels, image_size=image_size)
-    model = model.to(device).to(memory_format=torch.channels_last)
-    part: nn.Module = model
-    val_inputs, features, views = data.val_images[: model.eval_batch_size], None, 0
-    if isinstance(config.model, ResNetConfig) and config.model.finetune == "head":
-        part, views = model.get_submodule("network.head"), config.model.feature_views
-        width = next(layer.in_features for layer in part.modules() if isinstance(layer, nn.Linear))
-        features = torch.randn(num_train, width, device=device)
-        val_inputs = features[: len(data.val_images)]
-    optimizer = make_optimizer(config.optimizer, model)
-    lr_schedule = LRSchedule(config.lr_schedule, optimizer, 10**6)
-    order = torch.randperm(num_train)[: 2 * config.batch_size].to(device)
+    # A horizon that it stays at the beginning of.
+    experiment = replace(settings.experiment(config, seed=0), max_epochs=10**6)
+    training = Training(experiment, data, get_weights(settings.pretrained, config), make_features=_random_features)
+    model = training.model
+    order = torch.randperm(len(data.train_labels))[: 2 * config.batch_size].to(data.train_labels.device)
+    batch_size = min(config.batch_size, len(order))
+    images = data.val_images[: model.eval_batch_size]
+    # A head is validated on so many features in no time.
+    val_inputs = images if training.part is model else training.val_inputs
 
     def images_per_s(work: Callable[[], object], num_images: int) -> float:
         work()  # warm-up: the first batch allocates and chooses kernels
@@ -75,15 +70,23 @@ def measure_speed(config: TrialConfig, settings: TrialSettings, seconds: float =
             done += num_images
         return done / (time.perf_counter() - began)
 
-    def train() -> None:
-        train_epoch(part, data, optimizer, lr_schedule, config, order, features=features).tolist()
-
-    batch_size = min(config.batch_size, len(order))
-    images = data.val_images[: model.eval_batch_size]
     speed = Speed(
-        train=images_per_s(train, len(order) // batch_size * batch_size),
-        val=images_per_s(lambda: eval_model(part, val_inputs).sum().item(), len(val_inputs)),
+        train=images_per_s(
+            lambda: training.train_batches(order, epoch=1).tolist(), len(order) // batch_size * batch_size
+        ),
+        val=images_per_s(lambda: eval_model(training.part, val_inputs).sum().item(), len(val_inputs)),
         test=images_per_s(lambda: eval_model(model, images).sum().item(), len(images)),
-        feature_views=views,
+        feature_views=len(training.features.train) if training.features else 0,
     )
     return speed, psutil.Process().memory_info().rss / 1e6
+
+
+def _random_features(
+    model: Classifier, config: TrialConfig, train_images: Tensor, val_images: Tensor, images_key: str, fill: Tensor
+) -> Features:
+    """In place of those that a backbone computes of all images: a head is as fast on these."""
+    assert isinstance(config.model, ResNetConfig)
+    head = model.get_submodule("network.head")
+    width = next(layer.in_features for layer in head.modules() if isinstance(layer, nn.Linear))
+    train, val = (torch.randn(len(images), width, device=images.device).half() for images in (train_images, val_images))
+    return Features([train] * config.model.feature_views, val, images_per_s=float("nan"))

@@ -92,12 +92,8 @@ def train_trial(config: dict[str, Any], settings: TrialSettings, search_began: f
     trial = trial_config(config["config"], "trial")
     try:
         run_experiment(
-            trial,
+            settings.experiment(trial, config["seed"]),
             data,
-            seed=config["seed"],
-            max_epochs=settings.max_epochs,
-            patience=settings.patience,
-            metric=settings.metric,
             pretrained=get_weights(settings.pretrained, trial),
             report=report,
         )

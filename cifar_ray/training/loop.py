@@ -7,7 +7,7 @@ import copy
 import io
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +44,22 @@ class Ranks:
     world_size: int = 1
 
 
+@dataclass(frozen=True)
+class Experiment:
+    """One training of one configuration, but for the images and for where it runs."""
+
+    config: TrialConfig
+    seed: int
+    """Of weights, order and augmentation; the same on every rank."""
+    max_epochs: int
+    """The horizon of the learning-rate schedule."""
+    metric: str = "accuracy"
+    """What `val_metric` is: `accuracy`, `auc` or `f1`, see :func:`metrics.ranking_metric`."""
+    patience: int | None = None
+    """Epochs without a better validation metric that end a training whose schedule is `constant` or `plateau`, or
+    `step` once its last drop is behind it; the epochs before that do not count. None is none."""
+
+
 @dataclass
 class Outcome:
     """A finished training: the model with its best weights in eval mode, and what each epoch measured."""
@@ -55,62 +71,6 @@ class Outcome:
     """What of the model trained: all of it, or a head alone."""
     train_inputs: Tensor
     """The training images without augmentation, as `part` takes them: (N, C, H, W), or features (N, D) for a head."""
-
-
-def train_epoch(
-    model: nn.Module,
-    data: DeviceData,
-    optimizer: torch.optim.Optimizer,
-    lr_schedule: LRSchedule,
-    config: TrialConfig,
-    order: Tensor,
-    ranks: Ranks = Ranks(),
-    features: Tensor | None = None,
-    mirrored: Tensor | None = None,
-) -> Tensor:
-    """Train on the images in `order` (N,), leaving out the last partial batch.
-
-    Args:
-        model: what trains; with `features` a head alone.
-        data: images and labels.
-        optimizer: steps once a batch, as `lr_schedule` does.
-        lr_schedule: of the optimizer.
-        config: augmentation, batch size and loss.
-        order: (N,) positions of training images.
-        ranks: each of them takes its share of every batch.
-        features: (M, D) what a frozen backbone made of the M training images; they stand for the images.
-        mirrored: (M,) booleans, which training images are mirrored; none of them by default.
-
-    Returns:
-        (3,) float tensor on the device: mean loss, accuracy (under augmentation), largest gradient norm.
-    """
-    model.train()
-    device, fill = data.train_images.device, data.fill
-    mirrored = torch.zeros_like(data.train_labels, dtype=torch.bool) if mirrored is None else mirrored
-    sums = torch.zeros(2, device=device)
-    grad_norm_max = torch.zeros((), device=device)
-    batch_size = min(config.batch_size, len(order)) // ranks.world_size * ranks.world_size
-    num_steps = len(order) // batch_size
-    for step in range(num_steps):
-        index = order[step * batch_size : (step + 1) * batch_size][ranks.rank :: ranks.world_size]
-        if features is None:
-            draws = augment.draw(config.augment, mirrored[index], data.train_images.shape[-1])
-            inputs = augment.gather(data.train_images, index, draws, config.augment.cutout, fill)
-        else:
-            inputs = features[index].float()
-        labels = data.train_labels[index]
-        logits = forward(model, inputs)
-        loss = training_loss(logits, labels, config, data.balanced_weights)
-        optimizer.zero_grad()
-        loss.backward()
-        grad_norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-        optimizer.step()
-        lr_schedule.step()
-        grad_norm_max = torch.maximum(grad_norm_max, grad_norm)
-        sums += torch.stack([loss.detach(), (logits.detach().argmax(1) == labels).float().mean()])
-    if ranks.world_size > 1:
-        dist.all_reduce(sums, op=dist.ReduceOp.SUM)
-    return torch.cat([sums / (num_steps * ranks.world_size), grad_norm_max[None]])
 
 
 def training_loss(logits: Tensor, labels: Tensor, config: TrialConfig, balanced_weights: Tensor) -> Tensor:
@@ -146,24 +106,30 @@ def eval_model(model: nn.Module, images: Tensor, ranks: Ranks = Ranks()) -> Tens
 
 
 class Training:
-    """A training between two of its epochs. Arguments are those of :func:`run_experiment`."""
+    """A training between two of its epochs.
+
+    Args:
+        experiment: what to train.
+        data: images on the device to train on.
+        pretrained: backbone weights of a ResNet that has some, by torchvision's keys.
+        ranks: this process's place among those that train this model.
+        make_features: called as :func:`head_features` where a head alone trains.
+    """
 
     def __init__(
         self,
-        config: TrialConfig,
+        experiment: Experiment,
         data: DeviceData,
-        seed: int,
-        max_epochs: int,
-        metric: str,
-        pretrained: Mapping[str, np.ndarray] | None,
-        ranks: Ranks,
+        pretrained: Mapping[str, np.ndarray] | None = None,
+        ranks: Ranks = Ranks(),
+        make_features: Callable[..., Features] = head_features,
     ) -> None:
         began = time.perf_counter()
-        self.config, self.data, self.ranks = config, data, ranks
-        self.seed, self.max_epochs, self.metric = seed, max_epochs, metric
+        self.experiment, self.data, self.ranks = experiment, data, ranks
+        config = experiment.config
         device = data.train_images.device
         num_train, channels, _, image_size = data.train_images.shape
-        torch.manual_seed(seed)
+        torch.manual_seed(experiment.seed)
         model = build_model(config, num_classes=data.num_classes, channels=channels, image_size=image_size).to(device)
         model.initialize(data.mean, data.std, data.train_images, pretrained)
         if config.sync_batch_norm and ranks.world_size > 1:
@@ -175,12 +141,12 @@ class Training:
         """What of the model trains."""
         if isinstance(model.network, ResNet) and config.trains_head_only:
             features_began = time.perf_counter()
-            self.features = head_features(model, config, data.train_images, data.val_images, data.images_key, data.fill)
+            self.features = make_features(model, config, data.train_images, data.val_images, data.images_key, data.fill)
             self.part = model.network.head
             features_s = time.perf_counter() - features_began
         self.optimizer = make_optimizer(config.optimizer, model)
         steps_per_epoch = max(1, num_train // config.batch_size)
-        self.lr_schedule = LRSchedule(config.lr_schedule, self.optimizer, max_epochs * steps_per_epoch)
+        self.lr_schedule = LRSchedule(config.lr_schedule, self.optimizer, experiment.max_epochs * steps_per_epoch)
         self.parallel = self._over_ranks()
         self.history: list[Row] = []
         self.best: Row = {}
@@ -197,44 +163,85 @@ class Training:
         """See :class:`Outcome`; of the features, the first view is that of the images as they are."""
         return self.data.train_images if self.features is None else self.features.train[0]
 
+    @property
+    def val_inputs(self) -> Tensor:
+        """The validation images as `part` takes them: (M, C, H, W), or features (M, D) for a head."""
+        return self.data.val_images if self.features is None else self.features.val
+
     def _over_ranks(self) -> nn.Module:
         if self.ranks.world_size == 1:
             return self.part
         return DistributedDataParallel(self.part)
 
+    def train_batches(self, order: Tensor, epoch: int) -> Tensor:
+        """Train on the images in `order` (N,), as `epoch` (from 1) augments them, without the last partial batch.
+
+        Returns:
+            (3,) float tensor on the device: mean loss, accuracy (under augmentation), largest gradient norm.
+        """
+        config, model = self.experiment.config, self.parallel
+        model.train()
+        sums = torch.zeros(2, device=order.device)
+        grad_norm_max = torch.zeros((), device=order.device)
+        num_steps = 0
+        for inputs, labels in self._batches(order, epoch):
+            logits = forward(model, inputs)
+            loss = training_loss(logits, labels, config, self.data.balanced_weights)
+            self.optimizer.zero_grad()
+            loss.backward()
+            grad_norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+            self.optimizer.step()
+            self.lr_schedule.step()
+            grad_norm_max = torch.maximum(grad_norm_max, grad_norm)
+            sums += torch.stack([loss.detach(), (logits.detach().argmax(1) == labels).float().mean()])
+            num_steps += 1
+        if self.ranks.world_size > 1:
+            dist.all_reduce(sums, op=dist.ReduceOp.SUM)
+        return torch.cat([sums / (num_steps * self.ranks.world_size), grad_norm_max[None]])
+
+    def _batches(self, order: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's share of every whole batch: augmented images, or features for a head, and labels (B,)."""
+        config, data, ranks, seed = self.experiment.config, self.data, self.ranks, self.experiment.seed
+        fill = data.fill
+        view = self.features.train[(epoch - 1) % len(self.features.train)] if self.features else None
+        mirrored = augment.mirrored(config.augment, len(data.train_labels), seed, epoch).to(order.device)
+        batch_size = min(config.batch_size, len(order)) // ranks.world_size * ranks.world_size
+        for start in range(0, len(order) // batch_size * batch_size, batch_size):
+            index = order[start : start + batch_size][ranks.rank :: ranks.world_size]
+            if view is None:
+                draws = augment.draw(config.augment, mirrored[index], data.train_images.shape[-1])
+                inputs = augment.gather(data.train_images, index, draws, config.augment.cutout, fill)
+            else:
+                inputs = view[index].float()
+            yield inputs, data.train_labels[index]
+
     def epoch(self) -> Row:
-        """Train the next epoch and validate. Raises as :func:`run_experiment` does."""
+        """Train the next epoch and validate; return what was measured. Raises as :func:`run_experiment` does."""
         epoch = len(self.history) + 1
-        data, ranks = self.data, self.ranks
+        data, ranks, seed = self.data, self.ranks, self.experiment.seed
         start = time.perf_counter()
         lr = self.lr_schedule.lr
-        if self.part is self.model and self.model.unfreeze(epoch, self.max_epochs):
+        if self.part is self.model and self.model.unfreeze(epoch, self.experiment.max_epochs):
             self.parallel = self._over_ranks()  # which hands round the gradients of what trained when it was made
         # The order is that of all ranks; every rank augments its own images. Seeded by epoch, so that a training can
         # be taken up between any two.
-        num_train = len(data.train_labels)
-        order = torch.randperm(num_train, generator=torch.Generator().manual_seed(derived_seed(self.seed, epoch)))
-        torch.manual_seed(derived_seed(self.seed, epoch, ranks.rank))
-        mirrored = augment.mirrored(self.config.augment, num_train, self.seed, epoch).to(data.train_labels.device)
-        view = self.features.train[(epoch - 1) % len(self.features.train)] if self.features else None
-        order = order.to(data.train_labels.device)
-        sums = train_epoch(
-            self.parallel, data, self.optimizer, self.lr_schedule, self.config, order, ranks, view, mirrored
-        )
-        train_loss, train_accuracy, grad_norm_max = sums.tolist()
+        shuffle = torch.Generator().manual_seed(derived_seed(seed, epoch))
+        order = torch.randperm(len(data.train_labels), generator=shuffle).to(data.train_labels.device)
+        torch.manual_seed(derived_seed(seed, epoch, ranks.rank))
+        train_loss, train_accuracy, grad_norm_max = self.train_batches(order, epoch).tolist()
         if ranks.world_size > 1:
             for buffer in self.part.buffers():
                 dist.broadcast(buffer, src=0)
         trained_at = time.perf_counter()
-        val_inputs = data.val_images if self.features is None else self.features.val
-        val_logits = eval_model(self.part, val_inputs, ranks)  # of all images, on every rank
+        val_logits = eval_model(self.part, self.val_inputs, ranks)  # of all images, on every rank
         val_loss, val_accuracy = loss_and_accuracy(val_logits, data.val_labels)
         self.lr_schedule.end_epoch(val_loss)
         if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
             raise NonFiniteLossError(f"non-finite loss in epoch {epoch}")
-        val_metric = ranking_metric(self.metric, val_logits, data.val_labels)
+        metric = self.experiment.metric
+        val_metric = ranking_metric(metric, val_logits, data.val_labels)
         if val_metric is None:
-            raise InputError(f"--metric {self.metric}: undefined, a class has no validation images; use another metric")
+            raise InputError(f"--metric {metric}: undefined, a class has no validation images; use another metric")
         row: Row = {
             "epoch": epoch,
             "train_loss": train_loss,
@@ -282,13 +289,9 @@ class Training:
 
 
 def run_experiment(
-    config: TrialConfig,
+    experiment: Experiment,
     data: DeviceData,
     *,
-    seed: int,
-    max_epochs: int,
-    metric: str = "accuracy",
-    patience: int | None = None,
     pretrained: Mapping[str, np.ndarray] | None = None,
     report: Callable[[Row], None] = lambda row: None,
     checkpoint: Callable[[Row, Callable[[], bytes]], None] = lambda row, pack: None,
@@ -298,13 +301,8 @@ def run_experiment(
     """Train one configuration and return the model with the weights of its best validation epoch.
 
     Args:
-        config: what to train.
+        experiment: what to train.
         data: images on the device to train on.
-        seed: of weights, order and augmentation; the same on every rank.
-        max_epochs: the horizon of the learning-rate schedule.
-        metric: what `val_metric` is: `accuracy`, `auc` or `f1`, see :func:`metrics.ranking_metric`.
-        patience: epochs without a better validation metric that end a training whose schedule is `constant` or
-            `plateau`, or `step` once its last drop is behind it; the epochs before that do not count.
         pretrained: backbone weights of a ResNet that has some, by torchvision's keys.
         report: called after each epoch on every rank; what it raises ends the training.
         checkpoint: called after `report`, but for the last epoch, with a function that packs what `resume` takes.
@@ -316,11 +314,12 @@ def run_experiment(
         InputError: the batch size cannot be divided over the ranks, the network cannot take the images, or the
             validation images have no such metric.
     """
+    config, max_epochs, patience = experiment.config, experiment.max_epochs, experiment.patience
     if config.batch_size % ranks.world_size:
         raise InputError(f"batch_size {config.batch_size} cannot be divided over {ranks.world_size} workers")
     if config.sync_batch_norm and data.train_images.device.type == "cpu":
         raise InputError("sync_batch_norm: batch norm is only synchronised on GPUs; leave it out")
-    training = Training(config, data, seed, max_epochs, metric, pretrained, ranks)
+    training = Training(experiment, data, pretrained, ranks)
     if resume is not None:
         training.unpack(resume)
     begins = patience_begins(config.lr_schedule, max_epochs)

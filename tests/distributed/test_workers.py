@@ -19,7 +19,7 @@ from cifar_ray.distributed.workers import FinalModel, _train, train_models
 from cifar_ray.models.resnet import ResNet
 from cifar_ray.models.saved import unpack_model
 from cifar_ray.training.device_data import DeviceData
-from cifar_ray.training.loop import Ranks, eval_model, run_experiment
+from cifar_ray.training.loop import Experiment, Ranks, eval_model, run_experiment
 from cifar_ray.training.metrics import loss_and_accuracy
 
 MAX_EPOCHS = 2
@@ -68,7 +68,7 @@ def one_process(digit_arrays: dict[str, np.ndarray]) -> Any:
     """The same models trained in this process."""
     torch.set_num_threads(1)
     data = DeviceData.from_arrays(digit_arrays, 10, torch.device("cpu"))
-    return lambda model: run_experiment(model.config, data, seed=model.training_seed, max_epochs=MAX_EPOCHS)
+    return lambda model: run_experiment(Experiment(model.config, seed=model.training_seed, max_epochs=MAX_EPOCHS), data)
 
 
 def test_every_model_of_the_list_comes_back_and_a_failed_one_says_why(one_each: Any) -> None:

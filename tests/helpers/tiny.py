@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from cifar_ray.config import CNNConfig, LRScheduleConfig, OptimizerConfig, TrialConfig
 from cifar_ray.results.records import Row
 from cifar_ray.training.device_data import DeviceData
-from cifar_ray.training.loop import Ranks, train_epoch
-from cifar_ray.training.optim import LRSchedule, make_optimizer
+from cifar_ray.training.loop import Experiment, Ranks, Training
 
 CPU = torch.device("cpu")
 TINY = CNNConfig(widths=[8, 8], blocks=[1, 1], kernel_sizes=[3, 3])
@@ -96,12 +95,11 @@ def numbered_data(count: int) -> DeviceData:
 
 
 def recorded_batches(count: int, batch_size: int, order: Tensor, ranks: Ranks = Ranks()) -> list[list[int]]:
-    model = Recorder()
-    config = tiny_config(batch_size=batch_size)
-    optimizer = make_optimizer(config.optimizer, model)
-    steps = LRSchedule(schedule("constant"), optimizer, 10)
-    train_epoch(model, numbered_data(count), optimizer, steps, config, order, ranks)
-    return model.seen
+    experiment = Experiment(tiny_config(batch_size=batch_size), seed=0, max_epochs=1)
+    training = Training(experiment, numbered_data(count), ranks=ranks)
+    training.parallel = recorder = Recorder()
+    training.train_batches(order, epoch=1)
+    return recorder.seen
 
 
 def random_images(count: int, channels: int = 3, size: int = 8, seed: int = 0) -> torch.Tensor:

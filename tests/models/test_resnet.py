@@ -13,7 +13,7 @@ from cifar_ray.config import LRScheduleConfig, OptimizerConfig, ResNetConfig, Tr
 from cifar_ray.errors import InputError
 from cifar_ray.models.classifier import Classifier, build_model
 from cifar_ray.models.resnet import ResNet
-from cifar_ray.training.loop import run_experiment
+from cifar_ray.training.loop import Experiment, run_experiment
 from cifar_ray.training.optim import LRSchedule, make_optimizer
 
 STAGES = ["layer4", "layer3", "layer2", "layer1"]
@@ -126,7 +126,7 @@ def test_the_head_of_any_torchvision_resnet_fits() -> None:
 def test_just_that_trains_which_is_to_train(finetune: str, freeze_norm_statistics: bool) -> None:
     weights = random_weights()
     config = resnet_config(finetune=finetune, freeze_norm_statistics=freeze_norm_statistics, backbone_lr=1.0)
-    outcome = run_experiment(config, small_data(), seed=0, max_epochs=1, pretrained=weights)
+    outcome = run_experiment(Experiment(config, seed=0, max_epochs=1), small_data(), pretrained=weights)
     number = TRAINED.get(finetune, 0)  # gradual trains the head alone in its first epoch
     found = network(outcome.model).backbone.state_dict()
     for key, before in weights.items():

@@ -27,7 +27,7 @@ from cifar_ray.search.space import Space, load_space
 from cifar_ray.search.study import RECORD, open_study, study_records
 from cifar_ray.search.trial import REPORT_EVERY_S, ROWS
 from cifar_ray.training.device_data import DeviceData
-from cifar_ray.training.loop import run_experiment
+from cifar_ray.training.loop import Experiment, run_experiment
 from cifar_ray.training.seeds import derived_seed
 
 MAX_EPOCHS = 9
@@ -180,14 +180,14 @@ def train_in_a_process(
         reset_process(number, 1)
         with contextlib.suppress(Exception, SystemExit):
             run_experiment(
-                trial_config(earlier, "before"),
+                Experiment(trial_config(earlier, "before"), seed=number, max_epochs=2),
                 load_device_data(data[0], 10),
-                seed=number,
-                max_epochs=2,
                 report=stop_as_asha_does,
             )
     reset_process(seed, 1)
-    outcome = run_experiment(trial_config(config, "last"), load_device_data(data[0], 10), seed=seed, max_epochs=3)
+    outcome = run_experiment(
+        Experiment(trial_config(config, "last"), seed=seed, max_epochs=3), load_device_data(data[0], 10)
+    )
     weights = [tensor.double().sum().item() for tensor in outcome.model.state_dict().values()]
     return without_times(outcome.history), sum(weights)
 
@@ -211,7 +211,7 @@ def test_a_recorded_trial_repeats_from_its_config_and_seed(mixed: Any, digit_arr
     torch.set_num_threads(1)
     data = DeviceData.from_arrays(digit_arrays, 10, torch.device("cpu"))
     again = run_experiment(
-        trial_config(record["config"], "record"), data, seed=derived_seed(0, 0), max_epochs=MAX_EPOCHS
+        Experiment(trial_config(record["config"], "record"), seed=derived_seed(0, 0), max_epochs=MAX_EPOCHS), data
     )
     assert [row["val_loss"] for row in again.history] == [row["val_loss"] for row in recorder.rows[0]]
 

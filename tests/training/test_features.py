@@ -3,21 +3,22 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers.resnets import random_weights, resnet_config, small_data
-from torch import Tensor
+from torch import Tensor, nn
 
 from cifar_ray.config import AugmentConfig, TrialConfig
-from cifar_ray.models.classifier import build_model
+from cifar_ray.models.classifier import build_model, forward
 from cifar_ray.models.resnet import ResNet
 from cifar_ray.training import features, loop
 from cifar_ray.training.device_data import DeviceData
 from cifar_ray.training.features import Features, head_features
-from cifar_ray.training.loop import Ranks, Training, eval_model, run_experiment
+from cifar_ray.training.loop import Experiment, Training, eval_model, run_experiment
 from cifar_ray.training.metrics import loss_and_accuracy
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -122,7 +123,7 @@ def test_a_view_holds_the_features_of_the_augmented_images() -> None:
 
 def test_the_head_is_that_of_the_whole_model() -> None:
     data = small_data()
-    outcome = run_experiment(head_config(), data, seed=0, max_epochs=3, pretrained=random_weights())
+    outcome = run_experiment(Experiment(head_config(), seed=0, max_epochs=3), data, pretrained=random_weights())
     loss, accuracy = loss_and_accuracy(eval_model(outcome.model, data.val_images), data.val_labels)
     assert loss == pytest.approx(outcome.best["val_loss"], abs=1e-3)  # features have 11 significant bits
     assert accuracy == outcome.best["val_accuracy"]
@@ -136,8 +137,8 @@ def test_a_head_learns_what_it_would_learn_under_the_backbone() -> None:
     # The same epoch, once on features and once on images: without augmentation that is the same.
     data, config = small_data(), head_config()
     pretrained = random_weights()
-    outcome = run_experiment(config, data, seed=0, max_epochs=1, pretrained=pretrained)
-    training = Training(config, data, 0, 1, "accuracy", pretrained, Ranks())
+    outcome = run_experiment(Experiment(config, seed=0, max_epochs=1), data, pretrained=pretrained)
+    training = Training(Experiment(config, seed=0, max_epochs=1), data, pretrained)
     training.features, training.parallel = None, training.model
     training.part = training.model
     training.model.unfreeze = lambda epoch, max_epochs: False  # type: ignore[method-assign]
@@ -149,17 +150,20 @@ def test_a_head_learns_what_it_would_learn_under_the_backbone() -> None:
 
 def test_epochs_take_turns_with_the_views_and_the_first_one_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
-    train_epoch = loop.train_epoch
 
-    def watched(*args: Any) -> Tensor:
-        seen.append(args[-2])
-        return train_epoch(*args)
+    def watched(model: nn.Module, inputs: Tensor) -> Tensor:
+        if model.training:
+            seen.append(inputs)
+        return forward(model, inputs)
 
-    monkeypatch.setattr(loop, "train_epoch", watched)
-    config, data = head_config(views=3, augment=AUGMENT), small_data()
-    outcome = run_experiment(config, data, seed=0, max_epochs=7, pretrained=random_weights())
+    monkeypatch.setattr(loop, "forward", watched)
+    data = small_data()
+    config = replace(head_config(views=3, augment=AUGMENT), batch_size=len(data.train_labels))  # a step an epoch
+    outcome = run_experiment(Experiment(config, seed=0, max_epochs=7), data, pretrained=random_weights())
     views = get_features(config, data).train
-    assert [next(i for i, view in enumerate(views) if torch.equal(view, one)) for one in seen] == [0, 1, 2, 0, 1, 2, 0]
+    sums = [view.float().sum().item() for view in views]
+    assert [inputs.sum().item() for inputs in seen] == pytest.approx([sums[epoch % 3] for epoch in range(7)])
+    assert len({round(total, 3) for total in sums}) == 3
     assert outcome.history[0]["features"]["views"] == 3
     assert outcome.history[0]["features"]["images_per_s"] > 0
     assert not any("features" in row for row in outcome.history[1:])

@@ -40,12 +40,13 @@ from cifar_ray.results.records import Row
 from cifar_ray.training.device_data import DeviceData
 from cifar_ray.training.loop import (
     EVAL_BATCH_SIZE,
+    Experiment,
     NonFiniteLossError,
     Outcome,
     Ranks,
+    Training,
     eval_model,
     run_experiment,
-    train_epoch,
     training_loss,
 )
 from cifar_ray.training.metrics import loss_and_accuracy
@@ -78,7 +79,7 @@ def test_a_channel_without_contrast_does_not_divide_by_zero() -> None:
     given["train_images"][:, 1] = 200
     data = DeviceData.from_arrays(given, 2, CPU)
     assert float(data.std[1]) == 1.0
-    outcome = run_experiment(tiny_config(), data, seed=0, max_epochs=1)
+    outcome = run_experiment(Experiment(tiny_config(), seed=0, max_epochs=1), data)
     assert math.isfinite(outcome.history[0]["val_loss"])
 
 
@@ -103,7 +104,7 @@ def test_read_only_arrays_are_trained_on_without_a_warning() -> None:
     finally:
         torch.set_warn_always(always)
     augmented = tiny_config(augment=AugmentConfig(crop_padding=1, flip="random", cutout=2))
-    run_experiment(augmented, data, seed=0, max_epochs=1)
+    run_experiment(Experiment(augmented, seed=0, max_epochs=1), data)
     for name, array in given.items():
         np.testing.assert_array_equal(array, before[name])
 
@@ -152,7 +153,7 @@ def test_a_model_that_knows_nothing_learns_how_much_each_class_counts(class_weig
         val_labels=(torch.arange(len(data.val_labels)) % round(1 / share) == 0).long(),  # so that the last epochs win
     )
     config = tiny_config(model=SMOOTH, optimizer=OptimizerConfig(lr=0.1), batch_size=74, class_weights=class_weights)
-    outcome = run_experiment(config, data, seed=0, max_epochs=30)
+    outcome = run_experiment(Experiment(config, seed=0, max_epochs=30), data)
     logits = eval_model(outcome.model, data.val_images)
     assert float(logits.softmax(1)[:, 1].mean()) == pytest.approx(share, abs=0.05)
     # The training loss is that of the images as they count; the validation loss is that of the images as they are.
@@ -177,12 +178,14 @@ def test_an_epoch_takes_whole_batches_in_order_and_each_image_once_at_most(
 def test_every_epoch_has_an_order_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     orders = []
 
-    def recorded(*args: Any) -> Tensor:
-        orders.append(args[5].tolist())
-        return train_epoch(*args)
+    train_batches = Training.train_batches
 
-    monkeypatch.setattr("cifar_ray.training.loop.train_epoch", recorded)
-    run_experiment(tiny_config(), device_data(), seed=0, max_epochs=3)
+    def recorded(training: Training, order: Tensor, epoch: int) -> Tensor:
+        orders.append(order.tolist())
+        return train_batches(training, order, epoch)
+
+    monkeypatch.setattr(Training, "train_batches", recorded)
+    run_experiment(Experiment(tiny_config(), seed=0, max_epochs=3), device_data())
     assert len({tuple(order) for order in orders}) == 3
     assert all(sorted(order) == list(range(64)) for order in orders)
 
@@ -197,16 +200,14 @@ def test_an_epochs_statistics_and_weights_are_those_of_a_plain_loop(name: str) -
         lr_schedule=schedule("cosine"),
         label_smoothing=0.1,
     )
-    model = build_model(config, num_classes=2, channels=1, image_size=8)
-    model.normalize.std.fill_(100.0)
-    plain = copy.deepcopy(model)
+    training = Training(Experiment(config, seed=0, max_epochs=2), data)
+    plain = copy.deepcopy(training.model)
     order = torch.randperm(64)[:56]  # three batches of 16, and a rest of 8
 
-    optimizer = make_optimizer(config.optimizer, model)
-    stats = train_epoch(model, data, optimizer, LRSchedule(config.lr_schedule, optimizer, 6), config, order)
+    stats = training.train_batches(order, epoch=1)
 
     optimizer = make_optimizer(config.optimizer, plain)
-    lr_schedule = LRSchedule(config.lr_schedule, optimizer, 6)
+    lr_schedule = LRSchedule(config.lr_schedule, optimizer, 2 * 4)
     losses, accuracies, norms = [], [], []
     for index in order[:48].split(16):
         logits = plain(data.train_images[index])
@@ -225,7 +226,7 @@ def test_an_epochs_statistics_and_weights_are_those_of_a_plain_loop(name: str) -
     assert len(set(norms)) == 3
     expected = [sum(losses) / 3, sum(accuracies) / 3, max(norms)]
     assert stats.tolist() == pytest.approx(expected, rel=1e-4)
-    for parameter, other in zip(model.parameters(), plain.parameters(), strict=True):
+    for parameter, other in zip(training.model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(parameter, other, rtol=0, atol=1e-4)  # each step moves by some 0.02
 
 
@@ -321,7 +322,6 @@ def test_the_watch_for_reads_sees_them(read: Callable[[Tensor], object]) -> None
 def test_no_value_is_read_back_from_the_device_inside_an_epoch(
     name: str, lr_schedule: str, norm: str, class_weights: str
 ) -> None:
-    data = device_data()
     config = tiny_config(
         model=replace(TINY, norm=norm, dropout=0.1, head_dropout=0.1),
         optimizer=OptimizerConfig(name=name),  # type: ignore[arg-type]
@@ -330,11 +330,9 @@ def test_no_value_is_read_back_from_the_device_inside_an_epoch(
         label_smoothing=0.1,
         class_weights=class_weights,
     )
-    model = build_model(config, num_classes=2, channels=1, image_size=8)
-    optimizer = make_optimizer(config.optimizer, model)
-    steps = LRSchedule(config.lr_schedule, optimizer, 10)
+    training = Training(Experiment(config, seed=0, max_epochs=3), device_data())
     order = torch.arange(64)
-    assert not reads_of(lambda: train_epoch(model, data, optimizer, steps, config, order))
+    assert not reads_of(lambda: training.train_batches(order, epoch=1))
 
 
 # ---- evaluation ----
@@ -366,7 +364,7 @@ def test_evaluation_turns_dropout_off_and_leaves_running_statistics_alone() -> N
 @pytest.mark.parametrize("lr_schedule", ["constant", "step", "cosine", "one_cycle", "plateau"])
 def test_a_learnable_problem_is_learnt(lr_schedule: str) -> None:
     config = tiny_config(lr_schedule=schedule(lr_schedule))
-    outcome = run_experiment(config, device_data(), seed=0, max_epochs=8)
+    outcome = run_experiment(Experiment(config, seed=0, max_epochs=8), device_data())
     assert outcome.best["val_accuracy"] >= 0.9
     assert outcome.history[-1]["train_loss"] < outcome.history[0]["train_loss"]
 
@@ -378,7 +376,7 @@ def run_augmented(seed: int, name: str, norm: str, class_weights: str) -> Outcom
         augment=AugmentConfig(crop_padding=1, cutout=2),
         class_weights=class_weights,
     )
-    return run_experiment(config, imbalanced_data(), seed=seed, max_epochs=2, metric="f1")
+    return run_experiment(Experiment(config, seed=seed, max_epochs=2, metric="f1"), imbalanced_data())
 
 
 @pytest.mark.parametrize(
@@ -397,7 +395,9 @@ def test_a_seed_repeats_a_run_bit_for_bit_and_another_does_not(what: tuple[str, 
 def test_every_epoch_is_reported_as_the_row_of_the_history() -> None:
     rows: list[Row] = []
     config = tiny_config(lr_schedule=schedule("cosine"))
-    outcome = run_experiment(config, device_data(), seed=0, max_epochs=4, report=lambda row: rows.append(dict(row)))
+    outcome = run_experiment(
+        Experiment(config, seed=0, max_epochs=4), device_data(), report=lambda row: rows.append(dict(row))
+    )
     assert rows == outcome.history
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert [row["finished"] for row in rows] == [False, False, False, True]
@@ -415,7 +415,7 @@ def test_every_epoch_is_reported_as_the_row_of_the_history() -> None:
 def test_the_returned_model_has_the_weights_of_the_best_epoch(norm: str) -> None:
     data = misleading_data()
     config = tiny_config(model=replace(TINY, norm=norm), lr_schedule=schedule("constant"))
-    outcome = run_experiment(config, data, seed=0, max_epochs=4)
+    outcome = run_experiment(Experiment(config, seed=0, max_epochs=4), data)
     last = outcome.history[-1]
     assert outcome.best["epoch"] < last["epoch"], "the last epoch must not be the best to show anything"
     assert outcome.best["val_loss"] != last["val_loss"]
@@ -431,7 +431,7 @@ def test_the_metric_is_that_of_scikit_learn_and_the_accuracy_stays(metric: str) 
     data = device_data(num_val=40)
     config = tiny_config(model=SMOOTH, optimizer=OptimizerConfig(lr=0.02), lr_schedule=schedule("constant"))
     rows: list[Row] = []
-    outcome = run_experiment(config, data, seed=0, max_epochs=3, metric=metric, report=rows.append)
+    outcome = run_experiment(Experiment(config, seed=0, max_epochs=3, metric=metric), data, report=rows.append)
     logits, labels = eval_model(outcome.model, data.val_images), data.val_labels.numpy()
     expected = {
         "accuracy": float((logits.argmax(1).numpy() == labels).mean()),
@@ -455,7 +455,7 @@ def test_best_weights_and_patience_follow_the_metric_and_not_the_accuracy(monkey
     monkeypatch.setattr("cifar_ray.training.loop.ranking_metric", given)
     data = misleading_data()  # by accuracy, the first epoch would be the best
     config = tiny_config(lr_schedule=schedule("constant"))
-    outcome = run_experiment(config, data, seed=0, max_epochs=7, metric="auc", patience=3)
+    outcome = run_experiment(Experiment(config, seed=0, max_epochs=7, metric="auc", patience=3), data)
     accuracies = [row["val_accuracy"] for row in outcome.history]
     assert max(accuracies) == accuracies[0] > accuracies[1]
     assert [row["val_metric"] for row in outcome.history] == values[: len(outcome.history)]
@@ -471,13 +471,13 @@ def test_a_metric_that_validation_does_not_have_is_told() -> None:
     data = device_data()
     data = replace(data, val_labels=torch.zeros_like(data.val_labels))
     with pytest.raises(InputError, match="auc"):
-        run_experiment(tiny_config(), data, seed=0, max_epochs=1, metric="auc")
-    assert run_experiment(tiny_config(), data, seed=0, max_epochs=1, metric="f1").history
+        run_experiment(Experiment(tiny_config(), seed=0, max_epochs=1, metric="auc"), data)
+    assert run_experiment(Experiment(tiny_config(), seed=0, max_epochs=1, metric="f1"), data).history
 
 
 def test_the_model_carries_the_normalisation_of_the_training_images() -> None:
     data = device_data(channels=3)
-    model = run_experiment(tiny_config(), data, seed=0, max_epochs=1).model
+    model = run_experiment(Experiment(tiny_config(), seed=0, max_epochs=1), data).model
     assert torch.equal(model.normalize.mean.flatten(), data.mean)
     assert torch.equal(model.normalize.std.flatten(), data.std)
 
@@ -500,7 +500,7 @@ def test_patience_ends_a_schedule_that_does_not_anneal_and_no_other(
 ) -> None:
     # With a rate of nothing every epoch equals the first, which stays the best.
     config = tiny_config(model=SMOOTH, optimizer=OptimizerConfig(lr=1e-30), lr_schedule=schedule(lr_schedule))
-    outcome = run_experiment(config, device_data(), seed=0, max_epochs=6, patience=patience)
+    outcome = run_experiment(Experiment(config, seed=0, max_epochs=6, patience=patience), device_data())
     assert outcome.best["epoch"] == 1
     assert len(outcome.history) == epochs
     assert [row["finished"] for row in outcome.history] == [False] * (epochs - 1) + [True]
@@ -511,7 +511,7 @@ def test_patience_counts_no_epoch_of_a_step_schedule_before_its_last_drop(
     max_epochs: int, patience: int, epochs: int
 ) -> None:
     config = tiny_config(model=SMOOTH, optimizer=OptimizerConfig(lr=1e-30), lr_schedule=schedule("step"))
-    outcome = run_experiment(config, device_data(), seed=0, max_epochs=max_epochs, patience=patience)
+    outcome = run_experiment(Experiment(config, seed=0, max_epochs=max_epochs, patience=patience), device_data())
     assert outcome.best["epoch"] == 1
     assert len(outcome.history) == epochs
     assert [row["lr"] < 0.011e-30 for row in outcome.history[-patience:]] == [True] * patience
@@ -519,7 +519,7 @@ def test_patience_counts_no_epoch_of_a_step_schedule_before_its_last_drop(
 
 def test_patience_counts_from_the_best_epoch() -> None:
     config = tiny_config(optimizer=OptimizerConfig(lr=0.01), lr_schedule=schedule("constant"))
-    outcome = run_experiment(config, device_data(), seed=0, max_epochs=40, patience=2)
+    outcome = run_experiment(Experiment(config, seed=0, max_epochs=40, patience=2), device_data())
     assert outcome.best["epoch"] > 2, "epochs before the best have to be more than the patience to show anything"
     assert len(outcome.history) == min(outcome.best["epoch"] + 2, 40)
 
@@ -531,40 +531,40 @@ def test_a_loss_that_is_no_number_ends_the_run(norm: str) -> None:
         model=replace(TINY, norm=norm), optimizer=OptimizerConfig(lr=1e30), lr_schedule=schedule("constant")
     )
     with pytest.raises(NonFiniteLossError, match="epoch"):
-        run_experiment(config, device_data(), seed=0, max_epochs=3, report=rows.append)
+        run_experiment(Experiment(config, seed=0, max_epochs=3), device_data(), report=rows.append)
     assert all(math.isfinite(row["train_loss"]) and math.isfinite(row["val_loss"]) for row in rows)
 
 
 def test_a_batch_larger_than_the_data_is_all_of_them() -> None:
     config = tiny_config(batch_size=1000, lr_schedule=schedule("one_cycle"))
-    outcome = run_experiment(config, device_data(num_train=10), seed=0, max_epochs=3)
+    outcome = run_experiment(Experiment(config, seed=0, max_epochs=3), device_data(num_train=10))
     assert len(outcome.history) == 3
     assert all(row["lr"] > 0 for row in outcome.history)
 
 
 def test_a_padding_wider_than_the_image_trains() -> None:
     config = tiny_config(augment=AugmentConfig(crop_padding=40, flip="random", cutout=3))
-    assert len(run_experiment(config, device_data(), seed=0, max_epochs=1).history) == 1
+    assert len(run_experiment(Experiment(config, seed=0, max_epochs=1), device_data()).history) == 1
 
 
 def test_a_batch_that_cannot_be_divided_over_the_ranks_is_told() -> None:
     with pytest.raises(InputError, match="batch_size 16 cannot be divided over 3"):
-        run_experiment(tiny_config(), device_data(), seed=0, max_epochs=1, ranks=Ranks(0, 3))
+        run_experiment(Experiment(tiny_config(), seed=0, max_epochs=1), device_data(), ranks=Ranks(0, 3))
 
 
 # ---- going on ----
 
 
-def interrupted(config: TrialConfig, max_epochs: int, after: int, **given: Any) -> tuple[Outcome, Outcome]:
+def interrupted(config: TrialConfig, max_epochs: int, after: int) -> tuple[Outcome, Outcome]:
     """A training, and the same one taken up again after an epoch, by a process that knows nothing of the first."""
     packed: dict[int, bytes] = {}
-    given |= {"seed": 5, "max_epochs": max_epochs}
+    experiment = Experiment(config, seed=5, max_epochs=max_epochs)
     whole = run_experiment(
-        config, device_data(), checkpoint=lambda row, pack: packed.update({row["epoch"]: pack()}), **given
+        experiment, device_data(), checkpoint=lambda row, pack: packed.update({row["epoch"]: pack()})
     )
     assert list(packed) == list(range(1, len(whole.history)))
     torch.manual_seed(1234)
-    return whole, run_experiment(config, device_data(), resume=packed[after], **given)
+    return whole, run_experiment(experiment, device_data(), resume=packed[after])
 
 
 @pytest.mark.parametrize("after", [1, 3])
@@ -588,16 +588,13 @@ def test_a_training_that_goes_on_remembers_its_best_weights_and_patience() -> No
     packed: dict[int, bytes] = {}
     data = misleading_data()
     whole = run_experiment(
-        config,
+        Experiment(config, seed=0, max_epochs=9, patience=4),
         data,
-        seed=0,
-        max_epochs=9,
-        patience=4,
         checkpoint=lambda row, pack: packed.update({row["epoch"]: pack()}),
     )
     last = whole.history[-1]["epoch"]
     assert whole.best["epoch"] < last - 1
-    gone_on = run_experiment(config, data, seed=0, max_epochs=9, patience=4, resume=packed[last - 1])
+    gone_on = run_experiment(Experiment(config, seed=0, max_epochs=9, patience=4), data, resume=packed[last - 1])
     assert gone_on.history[-1]["epoch"] == last
     assert weights_equal(whole.model, gone_on.model)
 
@@ -608,11 +605,14 @@ def test_a_fine_tuning_that_goes_on_is_the_same(finetune: str, tmp_path: Path, m
     augment = AugmentConfig(flip="random")
     config = resnet_config(augment, finetune=finetune, feature_views=2 if finetune == "head" else 1)
     packed: dict[int, bytes] = {}
-    given: dict[str, Any] = {"seed": 0, "max_epochs": 3, "pretrained": random_weights()}
+    experiment = Experiment(config, seed=0, max_epochs=3)
     whole = run_experiment(
-        config, small_data(), checkpoint=lambda row, pack: packed.update({row["epoch"]: pack()}), **given
+        experiment,
+        small_data(),
+        pretrained=random_weights(),
+        checkpoint=lambda row, pack: packed.update({row["epoch"]: pack()}),
     )
-    gone_on = run_experiment(config, small_data(), resume=packed[2], **given)
+    gone_on = run_experiment(experiment, small_data(), pretrained=random_weights(), resume=packed[2])
     assert weights_equal(whole.model, gone_on.model)
 
 
@@ -624,10 +624,8 @@ def test_a_report_that_raises_ends_the_training() -> None:
     epochs: list[int] = []
     with pytest.raises(KeyError, match="enough"):
         run_experiment(
-            tiny_config(),
+            Experiment(tiny_config(), seed=0, max_epochs=5),
             device_data(),
-            seed=0,
-            max_epochs=5,
             report=report,
             checkpoint=lambda row, pack: epochs.append(row["epoch"]),
         )
@@ -636,4 +634,4 @@ def test_a_report_that_raises_ends_the_training() -> None:
 
 def test_synchronised_batch_norm_on_a_cpu_is_refused() -> None:
     with pytest.raises(InputError, match="only synchronised on GPUs"):
-        run_experiment(replace(tiny_config(), sync_batch_norm=True), device_data(), seed=0, max_epochs=1)
+        run_experiment(Experiment(replace(tiny_config(), sync_batch_norm=True), seed=0, max_epochs=1), device_data())

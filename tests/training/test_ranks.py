@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cifar_ray.config import AugmentConfig, OptimizerConfig
 from cifar_ray.models.classifier import build_model
-from cifar_ray.training.loop import NonFiniteLossError, Ranks, eval_model, run_experiment
+from cifar_ray.training.loop import Experiment, NonFiniteLossError, Ranks, eval_model, run_experiment
 from cifar_ray.training.metrics import loss_and_accuracy, ranking_metric
 
 pytestmark = pytest.mark.xdist_group("ranks")
@@ -63,17 +63,19 @@ def train_as_rank(rank: int, folder: str) -> None:
     found: dict[str, Any] = {}
     for name, config in CONFIGS.items():
         metric = METRICS.get(name, "accuracy")
-        outcome = run_experiment(config, data, seed=3, max_epochs=3, metric=metric, ranks=ranks)
+        outcome = run_experiment(Experiment(config, seed=3, max_epochs=3, metric=metric), data, ranks=ranks)
         found[name] = {"weights": outcome.model.state_dict(), "history": outcome.history, "best": outcome.best}
     for name, config in RESNETS.items():
-        outcome = run_experiment(config, small_data(), seed=3, max_epochs=3, pretrained=random_weights(), ranks=ranks)
+        outcome = run_experiment(
+            Experiment(config, seed=3, max_epochs=3), small_data(), pretrained=random_weights(), ranks=ranks
+        )
         found[name] = {"weights": outcome.model.state_dict(), "history": outcome.history, "best": outcome.best}
     found["random state"] = torch.initial_seed()
     found["batches"] = recorded_batches(21, 8, torch.arange(21), ranks)
     for count in COUNTS:
         found[f"logits {count}"] = eval_model(fresh_model(), numbered_images(count), ranks)
     try:
-        run_experiment(DIVERGING, data, seed=3, max_epochs=3, ranks=ranks)
+        run_experiment(Experiment(DIVERGING, seed=3, max_epochs=3), data, ranks=ranks)
     except NonFiniteLossError as error:
         found["error"] = str(error)
     torch.save(found, os.path.join(folder, f"rank{rank}.pt"))
@@ -95,7 +97,7 @@ def found_by_rank(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, An
 
 @pytest.mark.parametrize("name", ["plain", "weighted"])
 def test_two_ranks_train_the_same_model_as_one_process(found_by_rank: list[dict[str, Any]], name: str) -> None:
-    alone = run_experiment(CONFIGS[name], imbalanced_data(), seed=3, max_epochs=3)
+    alone = run_experiment(Experiment(CONFIGS[name], seed=3, max_epochs=3), imbalanced_data())
     weights = alone.model.state_dict()
     start = fresh_model().state_dict()
     assert not torch.allclose(weights["network.classifier.weight"], start["network.classifier.weight"], atol=1e-2)
@@ -123,7 +125,7 @@ def test_two_ranks_fine_tune_the_same_resnet_as_one_process(
     found_by_rank: list[dict[str, Any]], name: str, own_cache: None
 ) -> None:
     pretrained = random_weights()
-    alone = run_experiment(RESNETS[name], small_data(), seed=3, max_epochs=3, pretrained=pretrained)
+    alone = run_experiment(Experiment(RESNETS[name], seed=3, max_epochs=3), small_data(), pretrained=pretrained)
     weights = alone.model.state_dict()
     changed = [key for key, array in pretrained.items() if (weights[f"network.backbone.{key}"].numpy() != array).any()]
     assert bool(changed) == (name != "head")

@@ -19,7 +19,7 @@ from cifar_ray.models.saved import load_model, pack_weights, save_model
 from cifar_ray.training import loop
 from cifar_ray.training.augment import Draws
 from cifar_ray.training.device_data import DeviceData
-from cifar_ray.training.loop import Outcome, run_experiment
+from cifar_ray.training.loop import Experiment, Outcome, run_experiment
 from cifar_ray.training.optim import Lookahead, LRSchedule, make_optimizer
 
 CARD = {"class_names": ["a", "b"], "resize": {"channels": 1, "image_size": 8, "rule": "none"}}
@@ -27,7 +27,7 @@ WHITENED = tiny_config(model=replace(TINY, whitening=True))
 
 
 def train(config: TrialConfig, max_epochs: int = 2, **given: Any) -> Outcome:
-    return run_experiment(config, device_data(), seed=0, max_epochs=max_epochs, **given)
+    return run_experiment(Experiment(config, seed=0, max_epochs=max_epochs), device_data(), **given)
 
 
 def whitening_of(model: Classifier) -> PatchWhitening:
