@@ -50,32 +50,59 @@ def _check_classes(root: Path, labels: dict[str, np.ndarray], class_names: tuple
 
 
 def _list_folder(root: Path) -> tuple[dict[str, EncodedSplit], tuple[str, ...]]:
-    """Find the splits and the class names under `root`; reads no images."""
+    """Find the splits and the class names under `root`, which is of one of three kinds; reads no images.
+
+    - parquet files: `train-*.parquet`, `test-*.parquet` and perhaps `val-*.parquet`;
+    - split trees: `train/`, `test/` and perhaps `val/`, each with a folder per class;
+    - one flat tree: a folder per class, which becomes the training split.
+    """
     entries = _visible_entries(root)
-    parquet = [entry for entry in entries if entry.name.lower().endswith(".parquet")]
-    folders = [entry for entry in entries if entry.is_dir()]
+    parquet = _parquet_by_split(entries)
+    if parquet is not None:
+        return _list_parquet(_named_splits(root, parquet))
+    folders = _folders_by_split(entries)
+    if not folders:
+        return _list_trees(root, {"train": root})
+    splits = _named_splits(root, folders)
+    if "test" not in splits:
+        raise InputError(f"{root}: has train/ but no test/ or val/: add one, or give {root / 'train'} to have it split")
+    if double := [split for split, paths in splits.items() if len(paths) > 1]:
+        raise InputError(f"{root}: has more than one folder for {double[0]}: merge them")
+    return _list_trees(root, {split: paths[0] for split, paths in splits.items()})
+
+
+def _parquet_by_split(entries: list[os.DirEntry[str]]) -> dict[str, list[Path]] | None:
+    """The parquet files of each split that they are named after; None where the folder is not one of parquet files."""
+    files = [entry for entry in entries if entry.name.lower().endswith(".parquet")]
+    if not any(_split_name(entry.name) for entry in files) and any(entry.is_dir() for entry in entries):
+        return None  # whatever those are, there are folders beside them
+    found = _by_split(files)
+    return found if files else None
+
+
+def _folders_by_split(entries: list[os.DirEntry[str]]) -> dict[str, list[Path]]:
+    """The folders that are splits. One with images in it, and no folders, is a class that happens to be called so."""
+    folders = [entry for entry in entries if entry.is_dir() and _split_name(entry.name)]
+    return _by_split(
+        [entry for entry in folders if any(inner.is_dir() for inner in _visible_entries(Path(entry.path)))]
+    )
+
+
+def _by_split(entries: list[os.DirEntry[str]]) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
-    if (parquet and not folders) or any(_split_name(entry.name) for entry in parquet):
-        for entry in parquet:
-            found.setdefault(_split_name(entry.name), []).append(Path(entry.path))
-        found.pop("", None)
-    else:
-        # A split folder holds folders. One with images in it is a class that happens to be called "train".
-        for entry in folders:
-            split = _split_name(entry.name)
-            if split and any(inner.is_dir() for inner in _visible_entries(Path(entry.path))):
-                found.setdefault(split, []).append(Path(entry.path))
-    if (found or (parquet and not folders)) and "train" not in found:
+    for entry in entries:
+        if split := _split_name(entry.name):
+            found.setdefault(split, []).append(Path(entry.path))
+    return found
+
+
+def _named_splits(root: Path, found: dict[str, list[Path]]) -> dict[str, list[Path]]:
+    """The splits as they are used: where a second one beside train is all there is, it is the sealed test split."""
+    if "train" not in found:
         raise InputError(f"{root}: has no train/ folder and no train-*.parquet: add it, or give the folder with it")
     if set(found) == {"train", "val"}:
-        found["test"] = found.pop("val")
-    if found and found["train"][0].suffix.lower() == ".parquet":
-        return _list_parquet(found)
-    if found and "test" not in found:
-        raise InputError(f"{root}: has train/ but no test/ or val/: add one, or give {root / 'train'} to have it split")
-    if double := [split for split, paths in found.items() if len(paths) > 1]:
-        raise InputError(f"{root}: has more than one folder for {double[0]}: merge them")
-    return _list_trees(root, {split: paths[0] for split, paths in found.items()} or {"train": root})
+        return {"train": found["train"], "test": found["val"]}
+    return found
 
 
 def _split_name(name: str) -> str:
