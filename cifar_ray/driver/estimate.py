@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from cifar_ray.cli.settings import TuneSettings
 from cifar_ray.driver.run import Run
 from cifar_ray.errors import InputError
+from cifar_ray.evaluation.latency import MAX_TIMING_S, NUM_TIMED_IMAGES
 from cifar_ray.results.ranking import finalists
 from cifar_ray.results.records import Row
 from cifar_ray.text import duration
@@ -21,12 +22,6 @@ FINALS_START_S = 20.0
 
 EVALUATION_START_S = 10.0
 """Seconds until the evaluation actors are up, and for the report."""
-
-NUM_TIMED_IMAGES = 8000
-"""Images that the evaluation runs through each configuration to time it."""
-
-MOST_TIMING_S = 40.0
-"""Seconds that it takes to time a slow configuration: `latency.MAX_TIMED_S` for each size of batch."""
 
 MARGIN = 1.15
 """By how much what is still to come may take longer than it should, where a time budget is to be kept."""
@@ -89,7 +84,7 @@ class Workload:
     def evaluation_s(self, speeds: Sequence[Speed]) -> float:
         """Seconds of the evaluation of configurations with these speeds, and of the report."""
         scoring = sum(self.seeds * self.num_test / speed.test for speed in speeds) / self.slots
-        return EVALUATION_START_S + scoring + sum(min(NUM_TIMED_IMAGES / speed.test, MOST_TIMING_S) for speed in speeds)
+        return EVALUATION_START_S + scoring + sum(min(NUM_TIMED_IMAGES / speed.test, MAX_TIMING_S) for speed in speeds)
 
     def after_search_s(self, speeds: Sequence[Speed]) -> float:
         """Seconds to keep for what follows a search that has chosen configurations with these speeds."""

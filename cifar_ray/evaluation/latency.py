@@ -22,6 +22,12 @@ NUM_WARMUP = 10
 MAX_WARMUP_S, MAX_TIMED_S = 2.0, 20.0
 """Seconds after which a slow model is warm enough, and after which no more batches of a size are timed."""
 
+NUM_TIMED_IMAGES = sum((NUM_WARMUP + n) * batch_size for batch_size, n in BATCHES_TIMED.items())
+"""Images that a configuration is timed with."""
+
+MAX_TIMING_S = len(BATCHES_TIMED) * (MAX_WARMUP_S + MAX_TIMED_S)
+"""Seconds that it takes to time a slow configuration."""
+
 MIN_TIMED = 3
 """Batches of each size that are timed however long they take."""
 

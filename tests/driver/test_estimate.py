@@ -19,8 +19,6 @@ from cifar_ray.driver.estimate import (
     EVALUATION_START_S,
     FINALS_START_S,
     MARGIN,
-    MOST_TIMING_S,
-    NUM_TIMED_IMAGES,
     Clock,
     Speed,
     Workload,
@@ -29,6 +27,7 @@ from cifar_ray.driver.estimate import (
     shares,
 )
 from cifar_ray.errors import InputError
+from cifar_ray.evaluation.latency import MAX_TIMING_S, NUM_TIMED_IMAGES
 from cifar_ray.results.ranking import finalists
 from cifar_ray.search.asha import rungs
 from cifar_ray.search.searcher import Limits, StudySearcher
@@ -82,7 +81,7 @@ def test_a_head_waits_for_its_features_once() -> None:
 
 def test_the_timing_of_a_slow_model_is_cut_short() -> None:
     slow = replace(SLOW, test=10.0)
-    assert WORK.evaluation_s([slow]) == pytest.approx(EVALUATION_START_S + 3 * 500 / 10 / 2 + MOST_TIMING_S)
+    assert WORK.evaluation_s([slow]) == pytest.approx(EVALUATION_START_S + 3 * 500 / 10 / 2 + MAX_TIMING_S)
 
 
 def test_a_run_of_several_spaces_takes_the_time_of_each_of_them() -> None:
