@@ -10,7 +10,6 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -325,16 +324,3 @@ def from_text(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def load_trial_config(path: Path) -> TrialConfig:
-    """Read a configuration from a JSON file, either bare or as the `config` of a saved model.
-
-    Raises:
-        InputError: the file is missing, is not JSON, or is no configuration.
-    """
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot read a configuration: {error}") from None
-    return trial_config(values.get("config", values) if isinstance(values, dict) else values, str(path))

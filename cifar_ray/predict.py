@@ -22,6 +22,7 @@ from cifar_ray.cli.settings import PredictSettings
 from cifar_ray.data.decode import decode_image, map_images
 from cifar_ray.data.folder import IMAGE_SUFFIXES
 from cifar_ray.errors import InputError
+from cifar_ray.results.card import read_card
 from cifar_ray.text import num_columns, pad, printable, shorten
 
 if TYPE_CHECKING:
@@ -48,8 +49,7 @@ examples:
 
 def main(argv: Sequence[str]) -> int:
     settings = PredictSettings(**parse_flags(PredictSettings, "predict", argv, EPILOG))
-    if not (settings.model / "config.json").is_file():
-        raise InputError(f"{settings.model}: not a saved model: give a folder such as runs/NAME/best")
+    _, card = read_card(settings.model)
     files = find_images(settings.images)
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends this as it ends other commands, without a word
@@ -61,7 +61,6 @@ def main(argv: Sequence[str]) -> int:
     from cifar_ray.models.saved import load_model
 
     model = load_model(settings.model, "cuda" if torch.cuda.is_available() else "cpu")
-    card = json.loads((settings.model / "config.json").read_text())
     names = card["class_names"]
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     table = None if settings.json else Table(files, names, width)

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from cifar_ray.config import TrialConfig, has_value, load_trial_config, trial_config, with_values
+from cifar_ray.config import TrialConfig, has_value, trial_config, with_values
 from cifar_ray.errors import InputError
+from cifar_ray.results.card import read_config
 
 UNUSUAL: dict[str, Any] = {
     "family": "cnn",
@@ -214,7 +215,7 @@ def test_a_long_wrong_value_is_cut_off_in_the_message() -> None:
 def test_a_configuration_is_read_from_a_file(tmp_path: Path, card: dict[str, Any]) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(card))
-    assert load_trial_config(path).to_dict() == UNUSUAL
+    assert read_config(path)[0].to_dict() == UNUSUAL
 
 
 @pytest.mark.parametrize(
@@ -235,7 +236,7 @@ def test_a_file_that_is_no_configuration_is_told_with_its_path(tmp_path: Path, c
     path = tmp_path / "config.json"
     path.write_bytes(content)
     with pytest.raises(InputError) as caught:
-        load_trial_config(path)
+        read_config(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
 
@@ -244,7 +245,7 @@ def test_a_file_that_is_no_configuration_is_told_with_its_path(tmp_path: Path, c
 def test_a_missing_file_or_a_folder_is_told_with_its_path(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     with pytest.raises(InputError) as caught:
-        load_trial_config(path)
+        read_config(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
 

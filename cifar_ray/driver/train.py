@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import ray
 import torch
 
 from cifar_ray.cli.console import Console
 from cifar_ray.cli.settings import TrainSettings
-from cifar_ray.config import ResNetConfig, Task, TrialConfig, load_trial_config, trial_config, with_values
+from cifar_ray.config import ResNetConfig, Task, TrialConfig, trial_config, with_values
 from cifar_ray.data.splits import DataSplits, load_data
 from cifar_ray.distributed.hardware import Workers
 from cifar_ray.distributed.process import TrialSettings
@@ -35,17 +35,14 @@ from cifar_ray.driver.stages import (
     task_of,
 )
 from cifar_ray.errors import InputError
-from cifar_ray.files import read_json
 from cifar_ray.presets import PRESETS, preset
+from cifar_ray.results.card import TO_TRAIN_AGAIN, Card, read_config
 from cifar_ray.results.records import read_name
 from cifar_ray.text import duration
 from cifar_ray.training.seeds import derived_seed
 
 DEFAULT_DATA, DEFAULT_MAX_EPOCHS, DEFAULT_METRIC = "cifar10", 30, "accuracy"
 """Of a model that no --config says otherwise of."""
-
-FROM_CARD = ("config_name", "data", "max_epochs", "metric", "resize", "training_seed")
-"""What is taken from the config.json of a saved model."""
 
 
 def train(settings: TrainSettings) -> int:
@@ -79,19 +76,19 @@ class _Saved:
     path: Path
     name: str
     config: TrialConfig
-    card: dict[str, Any]
+    card: Card
     """Empty where the configuration is bare."""
 
 
 def _read_config(path: Path) -> _Saved:
-    config, values = load_trial_config(path), read_json(path)
-    if "config" not in values:
+    config, card = read_config(path)
+    if card is None:
         return _Saved(path, path.parent.name if path.stem == "config" else path.stem, config, {})
-    if missing := [name for name in FROM_CARD if name not in values]:
+    if missing := [name for name in TO_TRAIN_AGAIN if name not in card]:
         raise InputError(
             f"--config: {path}: has no {missing[0]}; take the config.json of a model, or its `config` alone"
         )
-    return _Saved(path, read_name(values, "config_name", f"--config: {path}"), config, values)
+    return _Saved(path, read_name(card, "config_name", f"--config: {path}"), config, card)
 
 
 def _train(
@@ -127,7 +124,7 @@ def _train(
     return 0 if rows else 1
 
 
-def _with_defaults_of(settings: TrainSettings, card: dict[str, Any]) -> TrainSettings:
+def _with_defaults_of(settings: TrainSettings, card: Card) -> TrainSettings:
     """Fill in what was not given: from the first --config, so that it alone trains the same model again."""
     if settings.data is None and card:
         native = card["resize"]["rule"] == "native"

@@ -3,13 +3,13 @@
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from cifar_ray.data.decode import Images
 from cifar_ray.evaluation.latency import Latency, time_models
 from cifar_ray.evaluation.scores import Score, score_models
-from cifar_ray.models.saved import SavedModel, read_model
+from cifar_ray.models.saved import SavedModel
+from cifar_ray.results.card import IN_RESULTS
 from cifar_ray.results.ranking import summarise
 from cifar_ray.results.records import (
     CHECKPOINT,
@@ -20,17 +20,6 @@ from cifar_ray.results.records import (
     write_csv,
     write_predictions,
 )
-
-FROM_CARD = (
-    "trial", "seed", "train_accuracy", "val_accuracy", "val_metric", "val_loss", "num_params", "epochs", "best_epoch",
-    "train_s", "training_seed", "torch",
-)  # fmt: skip
-"""Columns of results.csv that a model's config.json knows."""
-
-
-def _read_saved(folder: Path) -> SavedModel:
-    weights, config, card = read_model(folder)
-    return SavedModel(folder.name, weights, config, card)
 
 
 def evaluate(
@@ -59,7 +48,7 @@ def evaluate(
     Returns:
         The rows of results.csv that have scores.
     """
-    models = {name: _read_saved(folder.model(name)) for name in names}
+    models = {name: SavedModel.read(folder.model(name)) for name in names}
     if not models:
         write_csv(folder.results_csv, RESULTS_COLUMNS, failed)
         return []
@@ -94,7 +83,7 @@ def _results_row(saved: SavedModel, score: Score, single: Latency, batched: Late
         "model": saved.name,
         "config": saved.card["config_name"],
         "family": saved.config.family,
-        **{name: saved.card[name] for name in FROM_CARD},
+        **{name: saved.card[name] for name in IN_RESULTS},
         "test_accuracy": score.test_accuracy,
         "test_loss": score.test_loss,
         "test_auc_macro_ovr": score.test_auc_macro_ovr,

@@ -1,19 +1,19 @@
 """A saved model: `model.safetensors` and a `config.json` that rebuilds it alone."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from cifar_ray.config import TrialConfig, trial_config
-from cifar_ray.errors import InputError
-from cifar_ray.files import write_bytes, write_json
+from cifar_ray.config import TrialConfig
+from cifar_ray.errors import one_line
+from cifar_ray.files import write_bytes
 from cifar_ray.models.classifier import Classifier, build_model
+from cifar_ray.results.card import Card, not_a_model, read_card, write_card
+from cifar_ray.results.records import MODEL_WEIGHTS
 
 
 def pack_weights(model: Classifier) -> bytes:
@@ -22,17 +22,17 @@ def pack_weights(model: Classifier) -> bytes:
     return safetensors.torch.save(tensors)
 
 
-def save_model(folder: Path, weights: bytes, config: TrialConfig, card: dict[str, Any]) -> None:
+def save_model(folder: Path, weights: bytes, config: TrialConfig, card: Card) -> None:
     """Write a model folder that :func:`load_model` reads.
 
     Args:
         folder: created if absent.
         weights: from :func:`pack_weights`.
         config: what the model was trained from.
-        card: what else belongs to it: `class_names` and `resize` (`channels`, `image_size`, `rule`) are needed.
+        card: what else belongs to it.
     """
-    write_bytes(folder / "model.safetensors", weights, durable=True)
-    write_json(folder / "config.json", {"config": config.to_dict(), **card})  # last: where it is, the model is whole
+    write_bytes(folder / MODEL_WEIGHTS, weights, durable=True)
+    write_card(folder, config, card)  # last: where it is, the model is whole
 
 
 def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Classifier:
@@ -42,51 +42,37 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Classi
         InputError: the folder is no saved model, or its weights do not fit its configuration.
     """
     folder = Path(folder)
-    weights, config, card = read_model(folder)
+    saved = SavedModel.read(folder)
     try:
-        return unpack_model(weights, config, card).to(device)
+        return saved.build(device)
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise _not_a_model(folder, error) from None
-
-
-def read_model(folder: Path) -> tuple[bytes, TrialConfig, dict[str, Any]]:
-    """Return what a model folder holds: packed weights, configuration, and its card (see :func:`save_model`).
-
-    Raises:
-        InputError: the folder is no saved model.
-    """
-    try:
-        card = json.loads((folder / "config.json").read_text())
-        return (folder / "model.safetensors").read_bytes(), trial_config(card.pop("config"), str(folder)), card
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _not_a_model(folder, error) from None
-
-
-def _not_a_model(folder: Path, error: Exception) -> InputError:
-    return InputError(f"{folder}: not a saved model: {' '.join(str(error).split()):.200}")
-
-
-def unpack_model(weights: bytes, config: TrialConfig, card: dict[str, Any]) -> Classifier:
-    """Build the model of `config` and give it the packed `weights`; the card is that of :func:`save_model`."""
-    resize = card["resize"]
-    model = build_model(
-        config, num_classes=len(card["class_names"]), channels=resize["channels"], image_size=resize["image_size"]
-    )
-    model.load_state_dict(safetensors.torch.load(weights))
-    return model.to(memory_format=torch.channels_last).eval()
+        raise not_a_model(folder, one_line(error)) from None
 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A final model as it travels to an evaluation actor."""
+    """A saved model as it is read, and as it travels to an evaluation actor."""
 
     name: str
     weights: bytes
+    """From :func:`pack_weights`."""
     config: TrialConfig
-    card: dict[str, Any]
-    """The rest of its config.json, see :func:`save_model`."""
+    card: Card
 
-    def build(self, device: torch.device) -> Classifier:
-        return unpack_model(self.weights, self.config, self.card).to(device)
+    @classmethod
+    def read(cls, folder: Path) -> "SavedModel":
+        """Read a model folder. Raises InputError where it is no saved model."""
+        config, card = read_card(folder)
+        try:
+            return cls(folder.name, (folder / MODEL_WEIGHTS).read_bytes(), config, card)
+        except OSError as error:
+            raise not_a_model(folder, f"{MODEL_WEIGHTS}: {one_line(error)}") from None
+
+    def build(self, device: torch.device | str = "cpu") -> Classifier:
+        """Build the model, in eval mode, and give it its weights."""
+        resize, num_classes = self.card["resize"], len(self.card["class_names"])
+        model = build_model(
+            self.config, num_classes=num_classes, channels=resize["channels"], image_size=resize["image_size"]
+        )
+        model.load_state_dict(safetensors.torch.load(self.weights))
+        return model.to(memory_format=torch.channels_last).eval().to(device)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cifar_ray.files import read_json
-from cifar_ray.results.ranking import TRIED, best_of_families, best_value, compare_best, is_default, summarise
-from cifar_ray.results.records import DEFAULT, Row, RunFolder, read_csv, read_name, read_predictions, read_trials
+from cifar_ray.results.card import recorded_config
+from cifar_ray.results.ranking import best_of_families, best_value, compare_best, is_default, summarise
+from cifar_ray.results.records import DEFAULT, TRIED, Row, RunFolder, read_csv, read_name, read_predictions, read_trials
 from cifar_ray.results.statistics import METRIC_NAMES
 
 
@@ -72,6 +73,4 @@ class Records:
         for trial in self.trials:
             if trial["name"] == name and trial.get("config"):
                 return trial["config"]
-        path = self.folder.model(model) / "config.json"
-        saved: Row = read_json(path) if path.exists() else {}
-        return saved.get("config", saved)
+        return recorded_config(self.folder.model(model))

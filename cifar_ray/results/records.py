@@ -12,6 +12,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from cifar_ray.errors import InputError
 from cifar_ray.files import plain, read_json, read_text, write_bytes, write_text
+from cifar_ray.results.card import CARD
 
 DEFAULT = "default"
 """Name of the configuration of trial 0, the default recipe, which is always among the finalists."""
@@ -47,10 +49,30 @@ MAX_NAME_BYTES = 255
 CHECKPOINT = "checkpoint.pt"
 """In the folder of a training under way: what it goes on from."""
 
+MODEL_WEIGHTS = "model.safetensors"
+"""In the folder of a saved model: its weights and buffers."""
+
 FAILED = "failed.json"
 """In the folder of a final training that failed: why."""
 
 Row = dict[str, Any]
+
+
+class State(StrEnum):
+    """How a trial ended."""
+
+    COMPLETE = "complete"
+    """It reached its horizon or its patience."""
+    PRUNED = "pruned"
+    """ASHA stopped it early."""
+    INFEASIBLE = "infeasible"
+    """Over a limit, so it was not trained."""
+    FAILED = "failed"
+    """An error ended it."""
+
+
+TRIED = (State.COMPLETE, State.PRUNED)
+"""States of the trials that were trained and have a value."""
 
 TRIAL_SECONDS = {
     "startup": "a process starts, and imports what it needs",
@@ -128,8 +150,8 @@ class RunFolder:
     def is_saved(self, name: str) -> bool:
         """Whether the final model `name` stands there, whole: one that a power cut left empty, or in part, does not."""
         try:
-            read_json(self.model(name) / "config.json")
-            with safe_open(self.model(name) / "model.safetensors", framework="numpy"):
+            read_json(self.model(name) / CARD)
+            with safe_open(self.model(name) / MODEL_WEIGHTS, framework="numpy"):
                 return True
         except (InputError, OSError, SafetensorError):
             return False

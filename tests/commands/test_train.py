@@ -23,9 +23,10 @@ from cifar_ray.distributed.workers import FinalModel
 from cifar_ray.driver import finals
 from cifar_ray.driver.run import Run
 from cifar_ray.driver.stages import describe_data, finish
-from cifar_ray.driver.train import FROM_CARD, _named_models, _read_config, train
+from cifar_ray.driver.train import _named_models, _read_config, train
 from cifar_ray.errors import InputError
 from cifar_ray.presets import PRESETS, preset
+from cifar_ray.results.card import TO_TRAIN_AGAIN
 from cifar_ray.train import main
 
 share_a_run = pytest.mark.xdist_group("train")
@@ -207,7 +208,7 @@ def test_a_name_in_a_saved_model_that_is_a_path_is_refused_and_nothing_is_delete
     other.write_text("epoch")
     path = tmp_path / "config.json"
     name = name.replace("/{}", str(tmp_path)) if isinstance(name, str) else name
-    path.write_text(json.dumps({"config": {}, **dict.fromkeys(FROM_CARD), "config_name": name}))
+    path.write_text(json.dumps({"config": {}, **dict.fromkeys(TO_TRAIN_AGAIN), "config_name": name}))
     with pytest.raises(InputError) as error:
         train(TrainSettings(config=(path,), data="digits", max_epochs=1, metric="accuracy", runs_dir=tmp_path / "runs"))
     assert str(error.value) == f"--config: {path}: config_name: must be the name of a folder, not a path: {name!r}"

@@ -15,9 +15,9 @@ from helpers import launcher
 from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cifar_ray.config import load_trial_config
 from cifar_ray.data.splits import load_data
 from cifar_ray.models.saved import load_model
+from cifar_ray.results.card import read_config
 from cifar_ray.results.records import HISTORY_COLUMNS, RESULTS_COLUMNS, read_trials
 
 pytestmark = pytest.mark.xdist_group("tune")
@@ -116,7 +116,7 @@ def test_best_is_the_best_validation_seed_of_the_best_configuration(run: Any) ->
     chosen = next(row for row in rows if row["model"] == card["name"])
     assert mean[chosen["config"]] == max(mean.values())
     assert float(chosen["val_metric"]) == max(float(r["val_metric"]) for r in rows if r["config"] == chosen["config"])
-    assert load_trial_config(run[0] / "best" / "config.json").family == "cnn"
+    assert read_config(run[0] / "best" / "config.json")[0].family == "cnn"
 
 
 def test_the_output_reads_well_in_a_pipe(run: Any) -> None:

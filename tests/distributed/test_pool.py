@@ -23,7 +23,7 @@ from cifar_ray.distributed.jobs import Message, Trained
 from cifar_ray.distributed.process import TrialSettings
 from cifar_ray.distributed.workers import FinalModel, open_pool, train_models, unpack_history
 from cifar_ray.files import read_json
-from cifar_ray.models.saved import read_model
+from cifar_ray.models.saved import SavedModel
 from cifar_ray.results.records import CHECKPOINT, RunFolder, read_csv, read_trials
 from cifar_ray.search import tuner
 from cifar_ray.search.searcher import StudySearcher, TrialCheckpoint
@@ -239,9 +239,10 @@ def test_a_run_killed_in_its_search_and_in_its_finals_goes_on_each_time_from_its
     about = read_json(run.run_json)
     assert about["settings"]["workers_per_trial"] == 2 and about["device"]["slots"] == about["device"]["num_cpus"] // 2
 
-    weights, config, card = read_model(final.parent)
+    saved = SavedModel.read(final.parent)
+    card = saved.card
     assert card["workers"] == 2
-    uninterrupted = FinalModel("again", None, 0, card["training_seed"], config)
+    uninterrupted = FinalModel("again", None, 0, card["training_seed"], saved.config)
     arrays = load_data("digits", train_size=400).training_arrays()
     trained: list[Message] = []
     train_models(
@@ -251,4 +252,4 @@ def test_a_run_killed_in_its_search_and_in_its_finals_goes_on_each_time_from_its
         tmp_path / "storage",
         lambda model, message: trained.append(message),
     )
-    assert isinstance(trained[-1], Trained) and trained[-1].weights == weights
+    assert isinstance(trained[-1], Trained) and trained[-1].weights == saved.weights

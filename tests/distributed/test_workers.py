@@ -17,7 +17,7 @@ from cifar_ray.distributed.jobs import Desk, Epoch, Job, Message, Trained
 from cifar_ray.distributed.process import TrialSettings
 from cifar_ray.distributed.workers import FinalModel, _train, train_models
 from cifar_ray.models.resnet import ResNet
-from cifar_ray.models.saved import unpack_model
+from cifar_ray.models.saved import SavedModel
 from cifar_ray.training.device_data import DeviceData
 from cifar_ray.training.loop import Experiment, Ranks, eval_model, run_experiment
 from cifar_ray.training.metrics import loss_and_accuracy
@@ -82,7 +82,7 @@ def test_every_model_of_the_list_comes_back_and_a_failed_one_says_why(one_each: 
 def test_a_worker_trains_what_a_plain_process_trains_bit_for_bit(one_each: Any, one_process: Any) -> None:
     for index in (0, 2, 3):
         final = one_each[0][f"default-seed{index}"]
-        model = unpack_model(final.weights, final_model(index).config, CARD)
+        model = SavedModel("one", final.weights, final_model(index).config, CARD).build()
         expected = one_process(final_model(index)).model.state_dict()
         assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
 
@@ -90,7 +90,8 @@ def test_a_worker_trains_what_a_plain_process_trains_bit_for_bit(one_each: Any, 
 def test_the_train_accuracy_is_that_of_the_saved_weights(one_each: Any, digit_arrays: dict[str, np.ndarray]) -> None:
     final = one_each[0]["default-seed0"]
     logits = eval_model(
-        unpack_model(final.weights, final_model(0).config, CARD), torch.tensor(digit_arrays["train_images"])
+        SavedModel("one", final.weights, final_model(0).config, CARD).build(),
+        torch.tensor(digit_arrays["train_images"]),
     )
     assert final.train_accuracy == loss_and_accuracy(logits, torch.tensor(digit_arrays["train_labels"]))[1]
 
@@ -122,7 +123,7 @@ def test_a_head_trains_and_is_measured_without_another_pass_of_its_backbone(
     assert trained[0] is not None and trained[1] is not None
     assert trained[0].weights == trained[1].weights
     card = {"class_names": ["a", "b"], "resize": {"channels": 3, "image_size": 8, "rule": "native"}}
-    model = unpack_model(trained[0].weights, config, card)
+    model = SavedModel("one", trained[0].weights, config, card).build()
     logits = eval_model(model, data.train_images)
     assert trained[0].train_accuracy == loss_and_accuracy(logits, data.train_labels)[1]
 
@@ -135,7 +136,7 @@ def test_two_workers_under_ddp_train_one_model_as_one_process_does(
     final = trained["default-seed0"]
     expected = one_process(final_model(0))
     assert epochs == MAX_EPOCHS  # one rank of the group reports
-    weights = unpack_model(final.weights, final_model(0).config, CARD).state_dict()
+    weights = SavedModel("one", final.weights, final_model(0).config, CARD).build().state_dict()
     for name, tensor in expected.model.state_dict().items():
         torch.testing.assert_close(weights[name], tensor, atol=1e-5, rtol=1e-4)
     assert final.history is not None

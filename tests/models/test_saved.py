@@ -12,7 +12,7 @@ import torch
 from cifar_ray.config import CNNConfig, TrialConfig
 from cifar_ray.errors import InputError
 from cifar_ray.models.classifier import Classifier, build_model
-from cifar_ray.models.saved import load_model, pack_weights, save_model, unpack_model
+from cifar_ray.models.saved import SavedModel, load_model, pack_weights, save_model
 
 CONFIG = TrialConfig(
     model=CNNConfig(widths=[8, 12], blocks=[1, 2], kernel_sizes=[3, 1], residual=True, dropout=0.3, head_dropout=0.3)
@@ -65,7 +65,7 @@ def test_a_saved_model_comes_back_with_the_same_logits(tmp_path: Path, norm: str
 
 def test_a_model_survives_the_way_through_bytes_alone() -> None:
     model = some_model()
-    unpacked = unpack_model(pack_weights(model), CONFIG, CARD)
+    unpacked = SavedModel("one", pack_weights(model), CONFIG, CARD).build()
     assert torch.equal(unpacked(IMAGES), model(IMAGES))
 
 

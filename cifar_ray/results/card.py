@@ -1,0 +1,79 @@
+"""The `config.json` of a saved model, its card: what rebuilds the model, how to use it, and how it came about.
+
+Whoever reads one does it here; what else a saved model is stands in `models.saved`, which needs torch.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cifar_ray.config import TrialConfig, trial_config
+from cifar_ray.errors import InputError, one_line
+from cifar_ray.files import read_json, write_json
+
+CARD = "config.json"
+"""In the folder of a saved model. It is written last: where it is, the model is whole."""
+
+Card = dict[str, Any]
+"""All of a card but its `config`: `class_names` and `resize` (`channels`, `image_size`, `rule`), without which no model
+can be built, and what a training adds, see `driver.finals.model_card`."""
+
+TO_TRAIN_AGAIN = ("config_name", "data", "max_epochs", "metric", "resize", "training_seed")
+"""What of a card says how the same model is trained again."""
+
+IN_RESULTS = (
+    "trial", "seed", "train_accuracy", "val_accuracy", "val_metric", "val_loss", "num_params", "epochs", "best_epoch",
+    "train_s", "training_seed", "torch",
+)  # fmt: skip
+"""What of a card stands in results.csv too."""
+
+
+def write_card(folder: Path, config: TrialConfig, card: Card) -> None:
+    """Write the card of a saved model."""
+    write_json(folder / CARD, {"config": config.to_dict(), **card})
+
+
+def read_card(folder: Path) -> tuple[TrialConfig, Card]:
+    """Read the card of a saved model.
+
+    Raises:
+        InputError: there is none, or its configuration is wrong; what else is wrong shows when the model is built.
+    """
+    if not (folder / CARD).is_file():
+        raise not_a_model(folder, f"give a folder such as runs/NAME/best, with a {CARD}")
+    try:
+        values = read_json(folder / CARD)
+    except InputError as error:
+        raise not_a_model(folder, one_line(error)) from None
+    if not isinstance(values, dict) or "config" not in values:
+        raise not_a_model(folder, f"its {CARD} has no `config`")
+    return trial_config(values.pop("config"), str(folder)), values
+
+
+def read_config(path: Path) -> tuple[TrialConfig, Card | None]:
+    """Read a configuration from a JSON file, bare, which has no card, or in the card of a saved model.
+
+    Raises:
+        InputError: the file is missing, is not JSON, or is no configuration.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot read a configuration: {error}") from None
+    if not isinstance(values, dict) or "config" not in values:
+        return trial_config(values, str(path)), None
+    return trial_config(values.pop("config"), str(path)), values
+
+
+def recorded_config(folder: Path) -> Card:
+    """The configuration of a saved model as it was written, perhaps by another version; empty where there is none."""
+    values = read_json(folder / CARD) if (folder / CARD).exists() else {}
+    config: Card = values.get("config", values)
+    return config
+
+
+def not_a_model(folder: Path, why: str) -> InputError:
+    """The error of a folder that was given for a saved model."""
+    return InputError(f"{folder}: not a saved model: {why[:200]}")
