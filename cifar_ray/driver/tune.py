@@ -38,7 +38,7 @@ from cifar_ray.driver.stages import (
 )
 from cifar_ray.models.pretrained import backbones_with
 from cifar_ray.results.ranking import finalists
-from cifar_ray.results.records import Row, RunFolder, read_name, write_trials
+from cifar_ray.results.records import Row, RunFolder, State, read_name, write_trials
 from cifar_ray.search.searcher import Limits, StudySearcher, TrialCheckpoint, count_config_params
 from cifar_ray.search.space import Domain, Space, check_fixed, load_spaces, param_domains, sample_space, union
 from cifar_ray.search.study import mend_journal, open_study, study_records
@@ -243,7 +243,7 @@ def _count_states(records: Sequence[Row]) -> str:
 
 
 def _why_no_model(records: Sequence[Row]) -> str:
-    sizes = [record["num_params"] for record in records if record["state"] == "infeasible"]
+    sizes = [record["num_params"] for record in records if record["state"] == State.INFEASIBLE]
     if sizes:
         return f"no trial is within the limits: the smallest of {len(sizes)} models has {min(sizes):,} parameters"
     return "no trial came to a result: what failed stands above, and in trials.jsonl"

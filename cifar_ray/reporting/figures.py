@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from cifar_ray.results.ranking import TRIED, ConfigSummary, best_value
+from cifar_ray.results.ranking import ConfigSummary, best_value
 from cifar_ray.results.recorded_run import Records
-from cifar_ray.results.records import Row
+from cifar_ray.results.records import TRIED, Row, State
 from cifar_ray.results.statistics import METRIC_NAMES
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -65,7 +65,7 @@ def _zoom(axes: Any, values: Sequence[float]) -> None:
 def search_figure(trials: Sequence[Row], metric: str) -> Any:
     """Best validation value so far over finished trials, and each trial's own by its state; None without values."""
     # Configurations over a limit take no time, and there can be more of them than of all others.
-    feasible = [trial for trial in trials if trial["state"] != "infeasible"]
+    feasible = [trial for trial in trials if trial["state"] != State.INFEASIBLE]
     order = sorted(feasible, key=lambda trial: trial.get("ended_s") or 0.0)
     values = [best_value(trial) if trial["state"] in TRIED else None for trial in order]
     known = [value for value in values if value is not None]
@@ -78,9 +78,9 @@ def search_figure(trials: Sequence[Row], metric: str) -> Any:
     so_far = np.fmax.accumulate([np.nan if value is None else value for value in values])
     axes.step(range(1, len(order) + 1), so_far, where="post", color=COLOURS[0], label="best so far")
     looks = {
-        "complete": ("o", COLOURS[0]),
-        "pruned": ("v", COLOURS[4]),
-        "failed": ("X", COLOURS[1]),
+        State.COMPLETE: ("o", COLOURS[0]),
+        State.PRUNED: ("v", COLOURS[4]),
+        State.FAILED: ("X", COLOURS[1]),
     }
     for state, (marker, colour) in looks.items():
         # What has no value, or one below the part shown, stands on the lower edge.
@@ -88,7 +88,7 @@ def search_figure(trials: Sequence[Row], metric: str) -> Any:
             (i, max(values[i - 1] or 0.0, bottom)) for i, one in enumerate(order, start=1) if one["state"] == state
         ]
         if marks:
-            face = colour if state in ("complete", "failed") else "white"
+            face = colour if state in (State.COMPLETE, State.FAILED) else "white"
             style = {"marker": marker, "edgecolors": colour, "facecolors": face, "clip_on": False, "zorder": 3}
             axes.scatter(*zip(*marks, strict=True), s=34, label=f"{state} ({len(marks)})", **style)
     axes.set(xlabel="trials finished", ylabel=f"validation {metric}")

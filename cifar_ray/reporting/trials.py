@@ -7,14 +7,14 @@ from collections import Counter, defaultdict
 from cifar_ray.reporting.parts import Section, Table, with_unit
 from cifar_ray.results.ranking import best_value
 from cifar_ray.results.recorded_run import Records
-from cifar_ray.results.records import TRIAL_SECONDS, slot_seconds
+from cifar_ray.results.records import TRIAL_SECONDS, State, slot_seconds
 from cifar_ray.text import counted, decimals, duration, share, short
 
-STATES = {
-    "complete": "reached its horizon or its patience",
-    "pruned": "stopped early by ASHA",
-    "infeasible": "over a limit, not trained",
-    "failed": "ended by an error",
+STATE_MEANINGS = {
+    State.COMPLETE: "reached its horizon or its patience",
+    State.PRUNED: "stopped early by ASHA",
+    State.INFEASIBLE: "over a limit, not trained",
+    State.FAILED: "ended by an error",
 }
 
 
@@ -58,9 +58,9 @@ def search_gain(records: Records) -> str:
 def all_trials(records: Records) -> Section:
     """How the trials ended, why some are lost, and how many were of each space."""
     states = Counter(trial["state"] for trial in records.trials)
-    rows = [[state, meaning, str(states[state])] for state, meaning in STATES.items() if states[state]]
+    rows = [[state, meaning, str(states[state])] for state, meaning in STATE_MEANINGS.items() if states[state]]
     section = Section("Trials", tables=[Table(["state", "meaning", "trials"], rows, num_text=2)] if rows else [])
-    lost = [trial for trial in records.trials if trial["state"] in ("failed", "infeasible")]
+    lost = [trial for trial in records.trials if trial["state"] in (State.FAILED, State.INFEASIBLE)]
     reasons = Counter((one["state"], " ".join(str(one.get("reason") or "unknown").split())[:200]) for one in lost)
     if reasons:
         rows = [[state, reason, str(count)] for (state, reason), count in reasons.most_common(12)]
@@ -84,7 +84,7 @@ def _spaces(records: Records) -> list[Table]:
         groups[space, str(family)].append(trial)
     if len(groups) < 2:
         return []
-    states = [state for state in STATES if any(trial["state"] == state for trial in records.trials)]
+    states = [state for state in State if any(trial["state"] == state for trial in records.trials)]
     named_alike = all(space == family for space, family in groups)
     rows = []
     for (space, family), trials in groups.items():

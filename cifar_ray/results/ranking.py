@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cifar_ray.results.records import DEFAULT, Row
+from cifar_ray.results.records import DEFAULT, TRIED, Row, State
 from cifar_ray.results.statistics import (
     Comparison,
     Interval,
@@ -21,9 +21,6 @@ from cifar_ray.results.statistics import (
     num_effective_images,
     score_interval,
 )
-
-TRIED = ("complete", "pruned")
-"""States of trials whose best value counts."""
 
 
 def best_value(trial: Row) -> Any:
@@ -179,8 +176,8 @@ def finalists(records: Sequence[Row], number: int) -> list[Row]:
     Ties go to the lower validation loss. Pruned trials come after all complete ones: they are needed only where few
     trials reached their horizon. Failed and infeasible ones are left out.
     """
-    usable = [record for record in records if record["state"] in ("complete", "pruned")]
-    usable.sort(key=lambda r: (r["state"] == "pruned", -r["best"]["val_metric"], r["best"]["val_loss"]))
+    usable = [record for record in records if record["state"] in TRIED]
+    usable.sort(key=lambda r: (r["state"] == State.PRUNED, -r["best"]["val_metric"], r["best"]["val_loss"]))
     different: dict[str, Row] = {}
     for record in usable:
         different.setdefault(json.dumps(record["config"], sort_keys=True), record)

@@ -21,7 +21,7 @@ from cifar_ray.config import Task, TrialConfig
 from cifar_ray.distributed.workers import Pool
 from cifar_ray.errors import InputError, one_line
 from cifar_ray.models.classifier import build_model, count_params
-from cifar_ray.results.records import DEFAULT, Row
+from cifar_ray.results.records import DEFAULT, TRIED, Row, State
 from cifar_ray.search.space import Space
 from cifar_ray.search.study import RECORD, put_back, study_records, tell
 from cifar_ray.search.trial import ROWS
@@ -115,7 +115,7 @@ class StudySearcher(Searcher):
         self.index = index
         self.num_spaces = num_spaces
         self._running: dict[str, _Running] = {}
-        self._finished = dict.fromkeys(("complete", "pruned", "infeasible", "failed"), 0)
+        self._finished = dict.fromkeys(State, 0)
         self.records = list(study_records(study))
         for record in self.records:
             self._finished[record["state"]] += 1
@@ -133,7 +133,7 @@ class StudySearcher(Searcher):
 
     @property
     def _usable(self) -> int:
-        return self._finished["complete"] + self._finished["pruned"]
+        return sum(self._finished[state] for state in TRIED)
 
     @property
     def finished(self) -> bool:
@@ -143,8 +143,8 @@ class StudySearcher(Searcher):
         """
         return (
             self._usable >= self.num_trials
-            or self._finished["failed"] > self.num_trials
-            or self._finished["infeasible"] > MAX_INFEASIBLE * self.num_trials
+            or self._finished[State.FAILED] > self.num_trials
+            or self._finished[State.INFEASIBLE] > MAX_INFEASIBLE * self.num_trials
             or (self._usable > 0 and self.out_of_time)
         )
 
@@ -239,7 +239,7 @@ class StudySearcher(Searcher):
 
     def _end(self, running: "_Running") -> None:
         record = {**running.record(), "ended_s": self.clock()}
-        if record["state"] == "pruned" and self.out_of_time:
+        if record["state"] == State.PRUNED and self.out_of_time:
             record["reason"] = "stopped by --time-budget"
         # Before it is on record as finished: a trial whose files are not whole is run again after a kill.
         self.watcher.trial_ended(record)
@@ -306,11 +306,11 @@ class _Running:
         last = self.history[-1] if self.history else None
         failure = self.failure or (None if last or self.infeasible else "it ended without a result")
         if failure:
-            state = "failed"
+            state = State.FAILED
         elif self.infeasible:
-            state = "infeasible"
+            state = State.INFEASIBLE
         else:
-            state = "complete" if last and last["finished"] else "pruned"
+            state = State.COMPLETE if last and last["finished"] else State.PRUNED
         default = DEFAULT if self.number == 0 else f"{DEFAULT}-{self.space}"
         return {
             "number": self.number,

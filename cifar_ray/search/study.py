@@ -12,7 +12,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from cifar_ray.results.records import Row
+from cifar_ray.results.records import Row, State
 
 RECORD = "record"
 """User attribute of a finished trial in the study: its record, one line of trials.jsonl."""
@@ -75,10 +75,10 @@ def mend_journal(journal: Path) -> str | None:
 
 def tell(study: optuna.Study, local_number: int, record: Row) -> None:
     """Tell the study how a trial ended. One over a limit is PRUNED: of a failed one the sampler would learn nothing."""
-    if record["state"] == "complete":
+    if record["state"] == State.COMPLETE:
         study.tell(local_number, record["best"]["val_metric"])
     else:
-        state = TrialState.FAIL if record["state"] == "failed" else TrialState.PRUNED
+        state = TrialState.FAIL if record["state"] == State.FAILED else TrialState.PRUNED
         study.tell(local_number, state=state)
 
 

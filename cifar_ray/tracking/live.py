@@ -6,10 +6,10 @@ from typing import Any
 
 from cifar_ray.cli.console import PART, Console
 from cifar_ray.files import write_bytes
-from cifar_ray.results.records import CHECKPOINT, Row, RunFolder, write_history
+from cifar_ray.results.records import CHECKPOINT, TRIED, Row, RunFolder, State, write_history
 from cifar_ray.search.space import Domain
 from cifar_ray.text import duration
-from cifar_ray.tracking.tensorboard import STATES, EventWriters, Experiment, clear_training
+from cifar_ray.tracking.tensorboard import EventWriters, Experiment, clear_training
 
 
 class SearchWatch:
@@ -40,7 +40,7 @@ class SearchWatch:
         self.slots = slots
         self.began = time.monotonic()
         self.running: dict[int, list[Row]] = {}
-        self.states = dict.fromkeys(STATES, 0)
+        self.states = dict.fromkeys(State, 0)
         self.best: tuple[float, str] | None = None
         self.events = EventWriters()
         self.experiment = Experiment(run.root / "hparams", domains, [record["params"] for record in finished])
@@ -69,7 +69,7 @@ class SearchWatch:
         self.events.add(self.run.trial(number), self.experiment.session(record), record["epochs"])
         self.events.close(self.run.trial(number))
         self._count(record)
-        if record["state"] == "failed":
+        if record["state"] == State.FAILED:
             self.console.line(f"{record['name']} failed: {record['reason']}")
         self.console.status(self.status())
 
@@ -83,11 +83,11 @@ class SearchWatch:
 
     @property
     def _num_usable(self) -> int:
-        return self.states["complete"] + self.states["pruned"]
+        return sum(self.states[state] for state in TRIED)
 
     def status(self) -> str:
         """The live line: what matters most comes first, since a narrow terminal shows only what fits."""
-        others = [f"{self.states[state]} {state}" for state in STATES[1:] if self.states[state]]
+        others = [f"{self.states[state]} {state}" for state in State if state != State.COMPLETE and self.states[state]]
         parts = [", ".join([f"{self._num_usable}/{self.num_trials} done", *others])]
         elapsed, done = time.monotonic() - self.began, self._num_usable - self.num_earlier  # of this session alone
         if done:

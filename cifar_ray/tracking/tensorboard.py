@@ -15,13 +15,11 @@ from tensorboard.plugins.hparams import api_pb2, metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 from torch.utils.tensorboard import FileWriter
 
-from cifar_ray.results.records import CHECKPOINT, Row
+from cifar_ray.results.records import CHECKPOINT, Row, State
 from cifar_ray.search.space import Domain, is_number, with_value
 
 STATE = "(state)"
 """Column of a trial's state. The tab sorts columns by name and shows the first five: a bracket comes before letters."""
-
-STATES = ["complete", "pruned", "infeasible", "failed"]
 
 METRICS = ("best_val_metric", "epochs", "num_params", "train_s")
 """Numbers of the tab, below `trial/` among the scalars of each trial."""
@@ -63,7 +61,7 @@ class Experiment:
             finished: parameters of the trials that an earlier session finished.
         """
         self.folder = folder
-        self.domains: dict[str, Domain] = {STATE: STATES, **domains}
+        self.domains: dict[str, Domain] = {STATE: list(State), **domains}
         self._version = 0
         for params in finished:
             self._widen(params)
@@ -107,7 +105,7 @@ class Experiment:
                 start.hparams[name].bool_value = shown
             else:
                 start.hparams[name].number_value = shown
-        failed = record["state"] == "failed"
+        failed = record["state"] == State.FAILED
         end = SessionEndInfo(status=api_pb2.STATUS_FAILURE if failed else api_pb2.STATUS_SUCCESS)
         return Summary(
             value=[
