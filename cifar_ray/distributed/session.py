@@ -33,16 +33,10 @@ os.environ.update(
 
 import grpc
 import ray
-from ray._private import ray_constants, services
-from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
-from ray._private.grpc_utils import init_grpc_channel
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-from ray.core.generated.gcs_pb2 import GcsNodeInfo  # type: ignore[attr-defined]
-from ray.core.generated.gcs_service_pb2 import GetAllNodeInfoRequest  # type: ignore[attr-defined]
-from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.exceptions import AuthenticationError
 
 import cifar_ray
+from cifar_ray.distributed import ray_internals
 from cifar_ray.distributed.hardware import Hardware, find_hardware
 from cifar_ray.errors import InputError
 
@@ -104,7 +98,7 @@ def _private(folder: Path) -> Iterator[None]:
     # A token of a cluster's would count more than that of a file.
     before = {name: os.environ.pop(name, None) for name in (*settings, "RAY_AUTH_TOKEN")}
     os.environ.update(settings)
-    _read_settings_again()
+    ray_internals.read_environment_again()
     try:
         yield
     finally:
@@ -112,17 +106,8 @@ def _private(folder: Path) -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-        _read_settings_again()
+        ray_internals.read_environment_again()
         token.unlink()
-
-
-def _read_settings_again() -> None:
-    """Have Ray see in this process, too, what has changed in the environment since it was imported."""
-    ray_constants.ENABLE_RAY_CLUSTER = ray_constants.env_bool(
-        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, not ray_constants.IS_WINDOWS_OR_OSX
-    )
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def cluster_address() -> str | None:
@@ -137,21 +122,20 @@ def cluster_address() -> str | None:
     host, _, port = wanted.rpartition(":")
     if wanted == "auto":
         # As Ray does with `auto`, and with no other address: a token in the user's home counts.
-        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        ray_internals.accept_token_in_home()
     elif not host or not port.isdigit() or "://" in wanted:
         raise InputError(
             f"--address: must be auto or HOST:PORT of a cluster that this machine is a node of, not {wanted!r}; "
             "from any other machine use `ray job submit`"
         )
     try:
-        address = services.canonicalize_bootstrap_address_or_die(wanted)
+        address = ray_internals.resolve_address(wanted)
     except ConnectionError:
         raise InputError(
             "--address: auto finds no Ray cluster on this machine; start one with `ray start`, or leave --address out"
         ) from None
-    channel = init_grpc_channel(address, options=ray_constants.GLOBAL_GRPC_OPTIONS)
     try:
-        answer = NodeInfoGcsServiceStub(channel).GetAllNodeInfo(GetAllNodeInfoRequest(), timeout=ANSWER_S)
+        alive = ray_internals.alive_node_ids(address, ANSWER_S)
     except AuthenticationError:
         raise _not_joined(
             address, "RAY_AUTH_MODE is token, but there is none; put the cluster's token into ~/.ray/auth_token"
@@ -164,10 +148,7 @@ def cluster_address() -> str | None:
         raise _not_joined(
             address, "nothing there answers as a Ray cluster does; give the address that `ray start --head` printed"
         ) from None
-    finally:
-        channel.close()
-    alive = {node.node_id.hex() for node in answer.node_info_list if node.state == GcsNodeInfo.ALIVE}
-    if not alive & services.find_node_ids():
+    if not alive & ray_internals.node_ids_here():
         raise _not_joined(address, "this machine is no node of it; use `ray job submit`, or run this on a node")
     return address
 
@@ -181,7 +162,7 @@ def _runtime_env() -> dict[str, Any] | None:
 
     A submitted job brings its own: its working folder, or an image that holds the package.
     """
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+    if ray_internals.is_submitted_job():
         return None
     return {"py_modules": [str(Path(cifar_ray.__file__).parent)], "excludes": ["__pycache__"]}
 

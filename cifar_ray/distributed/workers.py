@@ -33,6 +33,7 @@ from cifar_ray.config import TrialConfig
 from cifar_ray.distributed.hardware import Workers
 from cifar_ray.distributed.jobs import DIED, Checkpoint, Desk, Job, Message, Trained
 from cifar_ray.distributed.process import TrialSettings, get_weights, reset_process
+from cifar_ray.distributed.ray_internals import is_lost_worker
 from cifar_ray.errors import InputError
 from cifar_ray.models.classifier import count_params
 from cifar_ray.models.saved import pack_weights
@@ -190,7 +191,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return f"out of memory: {error!s:.200}"
     lost_peer = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
-    if lost_peer or "WorkerHealthCheckFailed" in type(error).__name__ or isinstance(error, RayError):
+    if lost_peer or is_lost_worker(error) or isinstance(error, RayError):
         return DIED
     return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
 

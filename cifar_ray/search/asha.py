@@ -37,8 +37,11 @@ def make_asha(max_epochs: int, study: optuna.Study) -> ASHAScheduler:
         grace_period=grace_period(max_epochs),
         reduction_factor=REDUCTION_FACTOR,
     )
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
-        stub: Any = SimpleNamespace(trial_id=f"earlier-{trial.number}")  # all that a bracket looks at
-        for epoch, value in sorted(trial.intermediate_values.items()):
-            asha._brackets[0].on_result(stub, epoch, value)
+    controller: Any = None  # which ASHA does not look at, and of a trial at its id alone
+    for earlier in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+        trial: Any = SimpleNamespace(trial_id=f"earlier-{earlier.number}")
+        asha.on_trial_add(controller, trial)
+        for epoch, value in sorted(earlier.intermediate_values.items()):
+            asha.on_trial_result(controller, trial, {"epoch": epoch, "best_val_metric": value})
+        asha.on_trial_remove(controller, trial)
     return asha

@@ -5,6 +5,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import ray
 from helpers.searches import TASK, Recorder, reopen, small_config
 from helpers.tiny import without_times
 from optuna.trial import TrialState
+from ray.tune.schedulers import TrialScheduler
 
 from cifar_ray.config import Task, trial_config
 from cifar_ray.distributed.process import TrialSettings, load_device_data, reset_process
@@ -135,14 +137,24 @@ def test_no_second_of_the_slot_is_counted_twice(mixed: Any) -> None:
         assert record["seconds"]["train"] == sum(row["train_s"] for row in recorder.rows[record["number"]])
 
 
+def stops(scheduler: Any, values: list[float]) -> list[int]:
+    """Epochs after which ASHA would stop a new trial that has these values, one an epoch, and goes on all the same."""
+    trial = SimpleNamespace(trial_id="new")
+    scheduler.on_trial_add(None, trial)
+    results = [{"epoch": epoch, "best_val_metric": value} for epoch, value in enumerate(values, start=1)]
+    return [one["epoch"] for one in results if scheduler.on_trial_result(None, trial, one) == TrialScheduler.STOP]
+
+
 @pytest.mark.parametrize("max_epochs", [1, 2, 3, 4, 5, 6, 8, 9, 15, 16, 27, 30, 46, 50, 90, 91, 100, 200])
 def test_rungs_are_where_asha_decides(max_epochs: int, tmp_path: Path) -> None:
     study = open_study(tmp_path / "study.journal", "given", "random", seed=0)
-    [bracket] = asha.make_asha(max_epochs, study)._brackets
+    good = study.ask()
+    for epoch in range(1, max_epochs + 1):
+        good.report(0.9, epoch)
+    study.tell(good, 0.9)
+    stopped = stops(asha.make_asha(max_epochs, study), [0.1] * max_epochs)
     # At the horizon itself every trial ends, whether ASHA has a rung there or not.
-    assert sorted(rung for rung, _ in bracket._rungs if rung < max_epochs) == [
-        rung for rung in rungs(max_epochs) if rung < max_epochs
-    ]
+    assert stopped == sorted({*rungs(max_epochs), max_epochs})
 
 
 def test_short_epochs_are_reported_together_and_all_of_them_are_on_record(
@@ -368,8 +380,6 @@ def test_asha_remembers_the_trials_of_an_earlier_session(tmp_path: Path) -> None
         for epoch in range(1, MAX_EPOCHS + 1):
             trial.report(value, epoch)
         study.tell(trial, value)
-    stub: Any = type("Trial", (), {"trial_id": "new"})()
-    bracket = asha.make_asha(MAX_EPOCHS, study)._brackets[0]
-    assert bracket.on_result(stub, 2, 0.6) == "STOP"
+    assert stops(asha.make_asha(MAX_EPOCHS, study), [0.6, 0.6]) == [2]
     fresh = asha.make_asha(MAX_EPOCHS, open_study(tmp_path / "other.journal", "given", "random", seed=0))
-    assert fresh._brackets[0].on_result(stub, 2, 0.6) == "CONTINUE"
+    assert stops(fresh, [0.6, 0.6]) == []
