@@ -32,7 +32,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cifar_ray.config import TrialConfig
 from cifar_ray.distributed.hardware import Workers
 from cifar_ray.distributed.jobs import DIED, Checkpoint, Desk, Job, Message, Trained
-from cifar_ray.distributed.process import TrialSettings, get_weights, reset_process
+from cifar_ray.distributed.process import PROCESS, TrialSettings, get_weights
 from cifar_ray.distributed.ray_internals import is_lost_worker
 from cifar_ray.errors import InputError
 from cifar_ray.models.classifier import count_params
@@ -262,7 +262,7 @@ def _train_as_rank(settings: dict[str, Any]) -> None:
         job: Job | None = ray.get(desk.next_job.remote(generation, group_index, number))
         if job is None:
             break
-        reset_process(job.seed, shared.num_threads)
+        PROCESS.reset(job.seed, shared.num_threads)
         trained = _train(job, data, settings, generation, ranks)
         if rank == 0 and trained is not None:
             ray.get(desk.post.remote(generation, trained))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cifar_ray.config import ResNetConfig, TrialConfig
 from cifar_ray.distributed.hardware import Workers
-from cifar_ray.distributed.process import TrialSettings, get_weights, load_device_data, reset_process
+from cifar_ray.distributed.process import PROCESS, TrialSettings, get_weights
 from cifar_ray.driver.estimate import Speed
 from cifar_ray.errors import InputError
 from cifar_ray.models.classifier import Classifier
@@ -50,8 +50,8 @@ def measure_speed(config: TrialConfig, settings: TrialSettings, seconds: float =
     Returns:
         Its speed, and what the process holds in memory afterwards, in MB.
     """
-    reset_process(0, settings.num_threads)
-    data = load_device_data(settings.data[0], settings.num_classes)
+    PROCESS.reset(0, settings.num_threads)
+    data = PROCESS.load_data(settings.data[0], settings.num_classes)
     # A horizon that it stays at the beginning of.
     experiment = replace(settings.experiment(config, seed=0), max_epochs=10**6)
     training = Training(experiment, data, get_weights(settings.pretrained, config), make_features=_random_features)

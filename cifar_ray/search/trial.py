@@ -5,52 +5,20 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import psutil
 import ray
 import torch
 from ray import tune
 
 from cifar_ray.config import trial_config
 from cifar_ray.distributed.jobs import Checkpoint, Epoch, Job
-from cifar_ray.distributed.process import TrialSettings, get_weights, load_device_data, reset_process
-from cifar_ray.results.records import TRIAL_SECONDS, Row
+from cifar_ray.distributed.process import PROCESS, TrialSettings, get_weights
+from cifar_ray.results.records import Row
 from cifar_ray.search.asha import rungs
 from cifar_ray.training.loop import NonFiniteLossError, run_experiment
 
 ROWS = "rows"
 """Key of the rows in what a trial reports."""
 
-
-class _Clock:
-    """Seconds of this process's slot by kind (`records.TRIAL_SECONDS`); `wait` is what no other kind accounts for."""
-
-    def __init__(self) -> None:
-        self.slot_free_since: float | None = None
-
-    def start(self, search_began: float) -> None:
-        """A trial begins, of a search that began at that time (seconds since the epoch)."""
-        self.seconds = dict.fromkeys(TRIAL_SECONDS, 0.0)
-        if self.slot_free_since is None:
-            # Ray may have had the process ready before.
-            self.slot_free_since = max(psutil.Process().create_time(), search_began)
-            self.seconds["startup"] = time.time() - self.slot_free_since
-        self.began = self.slot_free_since
-
-    def count(self, row: Row) -> None:
-        """Count an epoch, and what led to it."""
-        for kind in ("setup", "train", "eval", "checkpoint"):
-            self.seconds[kind] += row[f"{kind}_s"]
-        self.seconds["data"] += row["features"]["seconds"] if "features" in row else 0.0
-
-    def read(self) -> dict[str, float]:
-        """Return the seconds since the slot became free; the trial may be stopped right after."""
-        self.slot_free_since = time.time()
-        counted = sum(value for kind, value in self.seconds.items() if kind != "wait")
-        self.seconds["wait"] = self.slot_free_since - self.began - counted
-        return dict(self.seconds)
-
-
-_clock = _Clock()
 
 REPORT_EVERY_S = 1.0
 """Epochs wait at most about so long to be reported, since a report takes as long as an epoch of a small network."""
@@ -66,12 +34,12 @@ def train_trial(config: dict[str, Any], settings: TrialSettings, search_began: f
         settings: shared by all trials.
         search_began: seconds since the epoch.
     """
-    reset_process(config["seed"], settings.num_threads)
-    _clock.start(search_began)  # after the imports of the first reset, which belong to the start-up
+    PROCESS.reset(config["seed"], settings.num_threads)
+    clock = PROCESS.clock
+    clock.start(search_began)  # after the imports of the first reset, which belong to the start-up
     send([])
-    began = time.perf_counter()
-    data = load_device_data(settings.data[0], settings.num_classes)
-    _clock.seconds["data"] = time.perf_counter() - began
+    with clock.measure("data"):
+        data = PROCESS.load_data(settings.data[0], settings.num_classes)
 
     unsent: list[Row] = []
     sent_at = time.monotonic()
@@ -79,15 +47,15 @@ def train_trial(config: dict[str, Any], settings: TrialSettings, search_began: f
 
     def report(row: Row) -> None:
         nonlocal sent_at
-        _clock.count(row)
-        unsent.append({**row, "seconds": _clock.read()})
+        clock.count(row)
+        unsent.append({**row, "seconds": clock.read()})
         if row["finished"] or row["epoch"] in decisive or time.monotonic() - sent_at >= REPORT_EVERY_S:
             send(unsent)
             unsent.clear()
             sent_at = time.monotonic()
 
     def fail(reason: str) -> None:
-        send([*unsent, {"failure": reason, "seconds": _clock.read()}])
+        send([*unsent, {"failure": reason, "seconds": clock.read()}])
 
     trial = trial_config(config["config"], "trial")
     try:
@@ -120,7 +88,8 @@ def relay_trial(config: dict[str, Any], desk: Any, search_began: float) -> None:
         desk: the actor of the pool's :class:`jobs.Desk`.
         search_began: seconds since the epoch.
     """
-    _clock.start(search_began)
+    clock = PROCESS.clock
+    clock.start(search_began)
     send([])
     key = str(config["number"])
     resume = ray.get(config["resume"][0]) if "resume" in config else None
@@ -129,16 +98,16 @@ def relay_trial(config: dict[str, Any], desk: Any, search_began: float) -> None:
         while True:
             message = ray.get(desk.next_message.remote(key))
             if isinstance(message, Checkpoint):
-                send([{"checkpoint": message.packed, "seconds": _clock.read()}])
+                send([{"checkpoint": message.packed, "seconds": clock.read()}])
             elif isinstance(message, Epoch):
-                _clock.count(message.row)
-                send([{**message.row, "seconds": _clock.read()}])
+                clock.count(message.row)
+                send([{**message.row, "seconds": clock.read()}])
                 if message.row["finished"]:
                     return
                 # Tune has decided by now: a trial that it stops does not come back from `send`.
                 ray.get(desk.judge.remote(key, message.row["epoch"]))
             else:
-                send([{"failure": message.failure, "seconds": _clock.read()}])
+                send([{"failure": message.failure, "seconds": clock.read()}])
                 return
     finally:
         desk.drop.remote(key)
@@ -146,8 +115,7 @@ def relay_trial(config: dict[str, Any], desk: Any, search_began: float) -> None:
 
 def send(rows: Sequence[Row]) -> None:
     """Report rows to the driver; the values that ASHA reads stand beside them, if the last one has them."""
-    began = time.time()
     last = rows[-1] if rows else {}
     known: Row = {name: last[name] for name in ("epoch", "best_val_metric") if name in last}
-    tune.report({**known, ROWS: list(rows)})
-    _clock.seconds["scheduler"] += time.time() - began  # of a trial that goes on: what stops one is raised above
+    with PROCESS.clock.measure("scheduler"):  # of a trial that goes on: what stops one is raised in there
+        tune.report({**known, ROWS: list(rows)})

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import TrialScheduler
 
 from cifar_ray.config import Task, trial_config
-from cifar_ray.distributed.process import TrialSettings, load_device_data, reset_process
+from cifar_ray.distributed.process import PROCESS, TrialSettings
 from cifar_ray.results.ranking import finalists
 from cifar_ray.results.records import TRIAL_SECONDS, slot_seconds
 from cifar_ray.search import asha, tuner
@@ -189,16 +189,16 @@ def train_in_a_process(
 ) -> tuple[list[Any], float]:
     """Run trials one after the other as `train_trial` does, and return the last one's history and weight sum."""
     for number, earlier in enumerate(before):
-        reset_process(number, 1)
+        PROCESS.reset(number, 1)
         with contextlib.suppress(Exception, SystemExit):
             run_experiment(
                 Experiment(trial_config(earlier, "before"), seed=number, max_epochs=2),
-                load_device_data(data[0], 10),
+                PROCESS.load_data(data[0], 10),
                 report=stop_as_asha_does,
             )
-    reset_process(seed, 1)
+    PROCESS.reset(seed, 1)
     outcome = run_experiment(
-        Experiment(trial_config(config, "last"), seed=seed, max_epochs=3), load_device_data(data[0], 10)
+        Experiment(trial_config(config, "last"), seed=seed, max_epochs=3), PROCESS.load_data(data[0], 10)
     )
     weights = [tensor.double().sum().item() for tensor in outcome.model.state_dict().values()]
     return without_times(outcome.history), sum(weights)
