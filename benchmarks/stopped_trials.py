@@ -23,9 +23,10 @@ from cifar_ray.distributed.process import TrialSettings
 from cifar_ray.distributed.session import output_to_file, ray_session, temporary_folder
 from cifar_ray.distributed.workers import open_pool
 from cifar_ray.results.records import RunFolder
-from cifar_ray.search.searcher import StudySearcher
+from cifar_ray.search.progress import Progress
+from cifar_ray.search.searcher import StudySearcher, TrialSlots
 from cifar_ray.search.space import Space
-from cifar_ray.search.study import open_study, study_records
+from cifar_ray.search.study import SpaceStudy, open_study, study_records
 from cifar_ray.search.tuner import run_search
 from cifar_ray.tracking.live import SearchWatch
 
@@ -59,12 +60,13 @@ def main() -> None:
     ):
         study = open_study(Path(run) / "study.journal", "hopeless", "random", seed=0)
         watch = SearchWatch(RunFolder(Path(run)), console, num_trials, cpus // 2, {})
-        searcher = StudySearcher(study, Space("hopeless", hopeless), task, num_trials, 0, watch)
+        of_space, progress = SpaceStudy(Space("hopeless", hopeless), study), Progress([], num_trials)
         settings = TrialSettings([ray.put(data.training_arrays())], 10, MAX_EPOCHS, MAX_EPOCHS, "auc", 1)  # has no ties
         workers = Workers(cpus, 2, {"CPU": 1, "GPU": 0})
         began = time.monotonic()
         with open_pool(settings, workers, temp, judged=True) as pool:
-            run_search(searcher, settings, workers.resources, workers.num_groups, temp, pool)
+            slots = TrialSlots(workers.num_groups, workers.resources, pool)
+            run_search(StudySearcher(of_space, task, 0, progress, slots, watch), settings, temp)
             ended = time.monotonic()
         while ray.available_resources().get("CPU", 0) < cpus and time.monotonic() - ended < DEADLINE_S:
             time.sleep(0.05)

@@ -18,9 +18,10 @@ from cifar_ray.data.splits import load_data
 from cifar_ray.distributed.process import TrialSettings
 from cifar_ray.distributed.session import output_to_file, ray_session, temporary_folder
 from cifar_ray.results.records import RunFolder
-from cifar_ray.search.searcher import StudySearcher
+from cifar_ray.search.progress import Progress
+from cifar_ray.search.searcher import StudySearcher, TrialSlots
 from cifar_ray.search.space import Space
-from cifar_ray.search.study import open_study, study_records
+from cifar_ray.search.study import SpaceStudy, open_study, study_records
 from cifar_ray.search.tuner import run_search
 from cifar_ray.tracking.live import SearchWatch
 
@@ -46,10 +47,11 @@ def main() -> None:
         study = open_study(Path(run) / "study.journal", "trivial", "tpe", seed=0)
         watch = SearchWatch(RunFolder(Path(run)), console, NUM_TRIALS, SLOTS, {})
         space = Space("trivial", trivial)
-        searcher = StudySearcher(study, space, task, NUM_TRIALS, 0, watch)
+        slots = TrialSlots(SLOTS, {"CPU": 1, "GPU": 0})
+        searcher = StudySearcher(SpaceStudy(space, study), task, 0, Progress([], NUM_TRIALS), slots, watch)
         settings = TrialSettings([ray.put(data.training_arrays())], 10, 3, 3, "accuracy", 1)
         began = time.monotonic()
-        run_search(searcher, settings, {"CPU": 1, "GPU": 0}, SLOTS, temp)
+        run_search(searcher, settings, temp)
         wall = time.monotonic() - began
         records = list(study_records(study))
     later = [record["seconds"] for record in records if record["seconds"]["startup"] == 0]

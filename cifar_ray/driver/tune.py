@@ -39,9 +39,10 @@ from cifar_ray.driver.stages import (
 from cifar_ray.models.pretrained import backbones_with
 from cifar_ray.results.ranking import finalists
 from cifar_ray.results.records import Row, RunFolder, State, read_name, write_trials
-from cifar_ray.search.searcher import Limits, StudySearcher, TrialCheckpoint, count_config_params
+from cifar_ray.search.progress import Progress, TimeLimit
+from cifar_ray.search.searcher import StudySearcher, TrialCheckpoint, TrialSlots, count_config_params
 from cifar_ray.search.space import Domain, Space, check_fixed, load_spaces, param_domains, sample_space, union
-from cifar_ray.search.study import mend_journal, open_study, study_records
+from cifar_ray.search.study import SpaceStudy, mend_journal, open_study, study_records
 from cifar_ray.search.tuner import run_search
 from cifar_ray.text import duration
 from cifar_ray.tracking.live import SearchWatch
@@ -185,36 +186,35 @@ def _search(
     """
     settings = run.settings
     studies = _open_studies(run, console, spaces)
-    checkpoints = _trial_checkpoints(run.folder, console, studies)
+    of_spaces = [
+        SpaceStudy(space, study, index, len(spaces))
+        for index, (space, study) in enumerate(zip(spaces, studies, strict=True))
+    ]
+    checkpoints = _trial_checkpoints(run.folder, console, of_spaces)
     earlier = [record for study in studies for record in study_records(study)]
     watch = SearchWatch(run.folder, console, settings.trials, workers.num_groups, domains, earlier)
     done: list[Row] = []
     try:
         with contextlib.ExitStack() as stack:
             pool: Pool | None = None
-            for index, (space, study) in enumerate(zip(spaces, studies, strict=True)):
+            for index, of_space in enumerate(of_spaces):
                 num_trials = shares(settings.trials, len(spaces))[index]
-                limits = Limits(settings.max_params, clock.search_end(done, len(spaces) - index), clock.epoch_s)
-                searcher = StudySearcher(
-                    study,
-                    space,
-                    task,
-                    num_trials,
-                    settings.seed,
-                    watch,
-                    limits,
-                    index,
-                    len(spaces),
-                    clock=lambda: run.phases.current,
-                    checkpoints=checkpoints,
-                )
-                if not searcher.finished:
+                end_s = clock.search_end(done, len(spaces) - index)
+                time_limit = TimeLimit(end_s, clock.epoch_s, now_s=lambda: run.phases.current)
+                progress = Progress(study_records(of_space.study), num_trials, time_limit)
+                if not progress.finished:
                     if workers.workers_per_model > 1 and pool is None:
                         pool = stack.enter_context(open_pool(shared, workers, storage, judged=True))
-                    run_search(searcher, shared, workers.resources, workers.num_groups, storage, pool)
-                done += searcher.records
-                if searcher.out_of_time:
-                    console.line(f"time budget the search of {space.name} ends here, to leave time for what follows")
+                    slots = TrialSlots(workers.num_groups, workers.resources, pool)
+                    searcher = StudySearcher(
+                        of_space, task, settings.seed, progress, slots, watch, settings.max_params, checkpoints
+                    )
+                    run_search(searcher, shared, storage)
+                done += progress.records
+                if progress.out_of_time:
+                    console.line(
+                        f"time budget the search of {of_space.space.name} ends here, to leave time for what follows"
+                    )
     finally:
         watch.events.close_all()
         records = sorted((one for study in studies for one in study_records(study)), key=lambda one: one["number"])
@@ -225,13 +225,13 @@ def _search(
 
 
 def _trial_checkpoints(
-    folder: RunFolder, console: Console, studies: Sequence[optuna.Study]
+    folder: RunFolder, console: Console, of_spaces: Sequence[SpaceStudy]
 ) -> dict[int, TrialCheckpoint]:
     """What trials that were running when an earlier session ended go on from, by number."""
     checkpoints = {}
-    for index, study in enumerate(studies):
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            number = trial.number * len(studies) + index
+    for of_space in of_spaces:
+        for trial in of_space.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            number = of_space.number(trial.number)
             if found := read_checkpoint(folder.trial(number), console):
                 checkpoints[number] = TrialCheckpoint(*found)
     return checkpoints

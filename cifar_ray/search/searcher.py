@@ -6,8 +6,7 @@ that of `tuner`.
 """
 
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -21,18 +20,11 @@ from cifar_ray.config import Task, TrialConfig
 from cifar_ray.distributed.workers import Pool
 from cifar_ray.errors import InputError, one_line
 from cifar_ray.models.classifier import build_model, count_params
-from cifar_ray.results.records import DEFAULT, TRIED, Row, State
-from cifar_ray.search.space import Space
-from cifar_ray.search.study import RECORD, put_back, study_records, tell
+from cifar_ray.results.records import Row, State
+from cifar_ray.search.progress import Progress, mean_epoch_s
+from cifar_ray.search.study import RECORD, SpaceStudy, put_back, tell
 from cifar_ray.search.trial import ROWS
 from cifar_ray.training.seeds import derived_seed
-
-MAX_INFEASIBLE = 20
-"""Configurations over a limit, for each trial wanted, after which a search gives up."""
-
-RESERVE_EPOCHS = 2
-"""Epochs, as slow as the slowest so far, that a time budget leaves to the trials that are under way when it is up: they
-end with their next report, and one that has just begun may be slower than all others."""
 
 
 class Watcher(Protocol):
@@ -59,14 +51,19 @@ class TrialCheckpoint:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a configuration may be at most, and how long the search may go on."""
+class TrialSlots:
+    """Where the trials of a search run, side by side."""
 
-    max_params: int | None = None
-    end_s: Callable[[Sequence[Row]], float] = lambda records: math.inf
-    """When the search has to have ended, in seconds of its clock, given the records of the trials finished so far."""
-    epoch_s: float = 0.0
-    """Seconds that an epoch takes, as far as that is known before any trial has run."""
+    num_slots: int
+    resources: dict[str, float]
+    """Of one trial, by Ray's names (`CPU`, `GPU`)."""
+    pool: Pool | None = None
+    """Workers that train the trials, one for each group of them; without it each trial trains itself."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether nobody is left to train."""
+        return self.pool is not None and self.pool.error is not None
 
 
 class StudySearcher(Searcher):
@@ -77,92 +74,49 @@ class StudySearcher(Searcher):
     intermediate values, as COMPLETE, or as FAIL.
 
     Args:
-        study: what is drawn, and remembered; a trial of it that waits is run first.
-        space: what to draw from.
+        of_space: what to draw from, and the study that draws and remembers; a trial of it that waits is run first.
         task: what the space may look at.
-        num_trials: trials to end complete or pruned, those of earlier sessions included.
         seed: of the run.
+        progress: counts the trials that end, and knows when they are enough.
+        slots: where the trials run.
         watcher: is told what happens.
-        limits: of each configuration, and of the search.
-        index: of this space among the `num_spaces` of the run, which take turns in the numbers of trials.
-        num_spaces: of the run.
-        clock: tells the seconds that the search has taken so far.
+        max_params: parameters that a configuration's model may have.
         checkpoints: what trials that were interrupted go on from, by number.
     """
 
     def __init__(
         self,
-        study: optuna.Study,
-        space: Space,
+        of_space: SpaceStudy,
         task: Task,
-        num_trials: int,
         seed: int,
+        progress: Progress,
+        slots: TrialSlots,
         watcher: Watcher,
-        limits: Limits = Limits(),
-        index: int = 0,
-        num_spaces: int = 1,
-        clock: Callable[[], float] = time.monotonic,
-        checkpoints: Mapping[int, "TrialCheckpoint"] = MappingProxyType({}),
+        max_params: int | None = None,
+        checkpoints: Mapping[int, TrialCheckpoint] = MappingProxyType({}),
     ) -> None:
         super().__init__(metric="best_val_metric", mode="max")
-        self.study = study
-        self.space = space
+        self.of_space = of_space
+        self.study = of_space.study
         self.task = task
-        self.num_trials = num_trials
         self.seed = seed
+        self.progress = progress
+        self.slots = slots
         self.watcher = watcher
-        self.limits = limits
-        self.index = index
-        self.num_spaces = num_spaces
-        self._running: dict[str, _Running] = {}
-        self._finished = dict.fromkeys(State, 0)
-        self.records = list(study_records(study))
-        for record in self.records:
-            self._finished[record["state"]] += 1
-        self.clock = clock
-        self.interrupted = False
-        self._end_s = limits.end_s(self.records)
-        measured = [_epoch_s(record["seconds"], record["epochs"]) for record in self.records if record["epochs"]]
-        self._slowest_epoch_s = max(limits.epoch_s, *measured, 0.0)
-        self._time_is_up = False
+        self.max_params = max_params
         self.checkpoints = checkpoints
-        self.pool: Pool | None = None
-        self.num_slots = 1
-        if not study.trials and space.default is not None:
-            study.enqueue_trial(space.default_params(task))
-
-    @property
-    def _usable(self) -> int:
-        return sum(self._finished[state] for state in TRIED)
-
-    @property
-    def finished(self) -> bool:
-        """Whether enough trials ended complete or pruned, too many did not, or the time is up; once, and for good.
-
-        However late it is, there has to be something to train afterwards.
-        """
-        return (
-            self._usable >= self.num_trials
-            or self._finished[State.FAILED] > self.num_trials
-            or self._finished[State.INFEASIBLE] > MAX_INFEASIBLE * self.num_trials
-            or (self._usable > 0 and self.out_of_time)
-        )
-
-    @property
-    def out_of_time(self) -> bool:
-        """Whether what follows the search needs the rest of the time; once it does, trials that end change nothing."""
-        reserve_s = RESERVE_EPOCHS * self._slowest_epoch_s
-        self._time_is_up = self._time_is_up or self.clock() + reserve_s >= self._end_s
-        return self._time_is_up
+        self._running: dict[str, _Running] = {}
+        if not self.study.trials and of_space.space.default is not None:
+            self.study.enqueue_trial(of_space.space.default_params(task))
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        while not self.finished and (self.pool is None or self.pool.error is None):
-            if self._usable + len(self._running) >= self.num_trials:
+        while not self.progress.finished and not self.slots.lost:
+            if self.progress.num_usable + len(self._running) >= self.progress.num_trials:
                 return None  # enough are under way; one that fails will be replaced
-            if len(self._running) > self.num_slots:
+            if len(self._running) > self.slots.num_slots:
                 return None  # one is drawn ahead; more would be drawn knowing less
             trial = self.study.ask()
-            running = _Running(trial, self.space.name, trial.number * self.num_spaces + self.index)
+            running = _Running(trial, self.of_space)
             try:
                 running.config = self._config(trial)
                 running.num_params = count_config_params(running.config, self.task)
@@ -174,7 +128,6 @@ class StudySearcher(Searcher):
                 self._end(running)
                 continue
             assert running.config is not None
-            trial.set_user_attr("tune_trial_id", trial_id)
             self._running[trial_id] = running
             drawn: dict[str, Any] = {
                 "config": running.config.to_dict(),
@@ -190,12 +143,13 @@ class StudySearcher(Searcher):
         return Searcher.FINISHED
 
     def _config(self, trial: optuna.Trial) -> TrialConfig:
-        if trial.number == 0 and self.space.default is None:
-            return self.space.default_config(self.task)
-        return self.space.config(trial, self.task)
+        space = self.of_space.space
+        if trial.number == 0 and space.default is None:
+            return space.default_config(self.task)
+        return space.config(trial, self.task)
 
     def _check_limits(self, running: "_Running") -> None:
-        limit = self.limits.max_params
+        limit = self.max_params
         if limit is None or running.num_params is None:
             return
         # The sampler learns from how far each configuration is from the limit, on either side of it.
@@ -218,8 +172,7 @@ class StudySearcher(Searcher):
             running.history.append(row)
             if row["epoch"] not in running.reported:  # before an interruption
                 running.trial.report(row["best_val_metric"], row["epoch"])
-            epoch_s = _epoch_s(running.seconds, len(running.history))
-            self._slowest_epoch_s = max(self._slowest_epoch_s, epoch_s)
+            self.progress.add_epoch(mean_epoch_s(running.seconds, len(running.history)))
             self.watcher.epoch_ended(running.number, row)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -228,7 +181,7 @@ class StudySearcher(Searcher):
         if result:
             self.on_trial_result(trial_id, result)  # the result that ASHA stopped a trial at comes only here
         running = self._running.pop(trial_id)
-        if self.finished and not (error or running.history or running.failure):
+        if self.progress.finished and not (error or running.history or running.failure):
             # It was drawn ahead, and did not begin: a later session may run it.
             put_back(self.study, running.trial)
             self.watcher.trial_put_back(running.number)
@@ -238,16 +191,14 @@ class StudySearcher(Searcher):
         self._end(running)
 
     def _end(self, running: "_Running") -> None:
-        record = {**running.record(), "ended_s": self.clock()}
-        if record["state"] == State.PRUNED and self.out_of_time:
+        record = {**running.record(), "ended_s": self.progress.now_s}
+        if record["state"] == State.PRUNED and self.progress.out_of_time:
             record["reason"] = "stopped by --time-budget"
         # Before it is on record as finished: a trial whose files are not whole is run again after a kill.
         self.watcher.trial_ended(record)
         running.trial.set_user_attr(RECORD, record)
         tell(self.study, running.trial.number, record)
-        self._finished[record["state"]] += 1
-        self.records.append(record)
-        self._end_s = self.limits.end_s(self.records)
+        self.progress.add_trial(record)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune pickles its search algorithm for snapshots that are never read."""
@@ -258,10 +209,6 @@ class StudySearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a search is taken up from its study, not from Tune's snapshots")
-
-
-def _epoch_s(seconds: Mapping[str, float], epochs: int) -> float:
-    return (seconds["train"] + seconds["eval"]) / epochs
 
 
 def count_config_params(config: TrialConfig, task: Task) -> int:
@@ -276,9 +223,7 @@ class _Running:
     """A trial under way."""
 
     trial: optuna.Trial
-    space: str
-    number: int
-    """In the run, over all its spaces."""
+    of_space: SpaceStudy
     config: TrialConfig | None = None
     num_params: int | None = None
     history: list[Row] = field(default_factory=list)
@@ -291,6 +236,11 @@ class _Running:
     def __post_init__(self) -> None:
         trials = self.trial.study.get_trials(deepcopy=False)
         self.reported = frozenset(trials[self.trial.number].intermediate_values)
+
+    @property
+    def number(self) -> int:
+        """In the run, over all its spaces."""
+        return self.of_space.number(self.trial.number)
 
     def go_on(self, rows: Sequence[Row]) -> None:
         """Take over the epochs of an earlier session."""
@@ -311,11 +261,10 @@ class _Running:
             state = State.INFEASIBLE
         else:
             state = State.COMPLETE if last and last["finished"] else State.PRUNED
-        default = DEFAULT if self.number == 0 else f"{DEFAULT}-{self.space}"
         return {
             "number": self.number,
-            "name": default if self.trial.number == 0 else f"trial-{self.number:04d}",
-            "space": self.space,
+            "name": self.of_space.trial_name(self.trial.number),
+            "space": self.of_space.space.name,
             "params": self.trial.params,
             "config": self.config and self.config.to_dict(),
             "num_params": self.num_params,

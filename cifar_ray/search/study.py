@@ -4,6 +4,7 @@ Its journal is the record of the search. Knows nothing of Ray: how trials are ru
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,32 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from cifar_ray.results.records import Row, State
+from cifar_ray.results.records import DEFAULT, Row, State
+from cifar_ray.search.space import Space
 
 RECORD = "record"
 """User attribute of a finished trial in the study: its record, one line of trials.jsonl."""
+
+
+@dataclass(frozen=True)
+class SpaceStudy:
+    """The study of one space among those of a run, which take turns in the numbers of trials."""
+
+    space: Space
+    study: optuna.Study
+    index: int = 0
+    """Of the space among the `num_spaces`."""
+    num_spaces: int = 1
+
+    def number(self, local_number: int) -> int:
+        """Number in the run of a trial that has this one in its study."""
+        return local_number * self.num_spaces + self.index
+
+    def trial_name(self, local_number: int) -> str:
+        """Name of a trial: the first one of each space is a default."""
+        if local_number:
+            return f"trial-{self.number(local_number):04d}"
+        return f"{DEFAULT}-{self.space.name}" if self.index else DEFAULT
 
 
 def open_study(journal: Path, name: str, sampler: str, seed: int) -> optuna.Study:
@@ -49,7 +72,11 @@ def open_study(journal: Path, name: str, sampler: str, seed: int) -> optuna.Stud
 
 
 def put_back(study: optuna.Study, trial: optuna.Trial | FrozenTrial) -> None:
-    """Let a trial that was drawn wait, to be asked for again under its number and with its parameters."""
+    """Let a trial that was drawn wait, to be asked for again under its number and with its parameters.
+
+    Reaches into Optuna, as nothing else here does: what is public of it makes a new trial (`enqueue_trial`), or ends
+    this one.
+    """
     study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
 

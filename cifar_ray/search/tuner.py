@@ -13,6 +13,7 @@ from ray import tune
 from cifar_ray.distributed.process import TrialSettings
 from cifar_ray.distributed.workers import Pool
 from cifar_ray.search.asha import make_asha
+from cifar_ray.search.progress import Progress
 from cifar_ray.search.searcher import StudySearcher
 from cifar_ray.search.trial import ROWS, relay_trial, train_trial
 
@@ -20,71 +21,61 @@ from cifar_ray.search.trial import ROWS, relay_trial, train_trial
 class Stopper(tune.Stopper):
     """Ends each trial with its first report after the time is up, or before it begins, and all of them on Ctrl-C."""
 
-    def __init__(self, searcher: StudySearcher) -> None:
-        self.searcher = searcher
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.interrupted = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return self.searcher.out_of_time if result.get(ROWS) else self.searcher.finished
+        return self.progress.out_of_time if result.get(ROWS) else self.progress.finished
 
     def stop_all(self) -> bool:
-        return self.searcher.interrupted
+        return self.interrupted
+
+    @contextlib.contextmanager
+    def ctrl_c_ends_all(self) -> Iterator[None]:
+        """The first Ctrl-C of a block ends the search, the second one the program at once.
+
+        That is what Tune makes of it, too; but it does not tell, and its handler outlives the search.
+        """
+        before = signal.getsignal(signal.SIGINT)
+
+        def interrupt(number: int, frame: Any) -> None:
+            self.interrupted = True
+            signal.signal(signal.SIGINT, before)
+
+        signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune pickles it for snapshots that are never read."""
         return {}
 
 
-@contextlib.contextmanager
-def _ctrl_c_ends(searcher: StudySearcher) -> Iterator[None]:
-    """The first Ctrl-C ends the search, the second one the program at once.
-
-    That is what Tune makes of it, too; but it does not tell, and its handler outlives the search.
-    """
-    before = signal.getsignal(signal.SIGINT)
-
-    def interrupt(number: int, frame: Any) -> None:
-        searcher.interrupted = True
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def run_search(
-    searcher: StudySearcher,
-    settings: TrialSettings,
-    resources: dict[str, float],
-    num_slots: int,
-    storage: Path,
-    pool: Pool | None = None,
-) -> None:
-    """Run the trials of `searcher` to the end, `num_slots` of them side by side.
+def run_search(searcher: StudySearcher, settings: TrialSettings, storage: Path) -> None:
+    """Run the trials of `searcher` in its slots, until it has had enough.
 
     Args:
         searcher: draws the trials and keeps their records.
         settings: shared by all trials.
-        resources: of one trial, by Ray's names (`CPU`, `GPU`).
-        num_slots: how many trials fit.
         storage: a folder for Tune's own files, of no use afterwards.
-        pool: workers that train the trials, one for each group of them; without it each trial trains itself.
 
     Raises:
         KeyboardInterrupt: Ctrl-C ended it; what was running is left to a later session.
         ray.train.TrainingFailedError: the workers of the pool were lost again and again.
     """
-    searcher.pool, searcher.num_slots = pool, num_slots
+    pool, stopper = searcher.slots.pool, Stopper(searcher.progress)
     # With one pending trial at a time, its default, Tune starts one process after another. Where trials are shorter
     # than that takes it never had a second one: the first process, free again, took the trial that the second was
     # being started for, and that one was stopped.
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(num_slots)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(searcher.slots.num_slots)
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     if pool is None:
         trainable = tune.with_resources(
             tune.with_parameters(train_trial, settings=settings, search_began=time.time()),
-            {name.lower(): n for name, n in resources.items()},
+            {name.lower(): n for name, n in searcher.slots.resources.items()},
         )
     else:
         # The workers hold every CPU: of what is left, a trial that only passes messages on takes as good as nothing.
@@ -105,13 +96,13 @@ def run_search(
             name="search",
             storage_path=str(storage),
             verbose=0,
-            stop=Stopper(searcher),
+            stop=stopper,
             callbacks=[] if pool is None else [_DropAtTheDesk(pool)],
         ),
     )
-    with _ctrl_c_ends(searcher):
+    with stopper.ctrl_c_ends_all():
         tuner.fit()
-    if searcher.interrupted:
+    if stopper.interrupted:
         raise KeyboardInterrupt
     if pool is not None:
         pool.check()

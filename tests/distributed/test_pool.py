@@ -26,9 +26,10 @@ from cifar_ray.files import read_json
 from cifar_ray.models.saved import SavedModel
 from cifar_ray.results.records import CHECKPOINT, RunFolder, read_csv, read_trials
 from cifar_ray.search import tuner
-from cifar_ray.search.searcher import StudySearcher, TrialCheckpoint
+from cifar_ray.search.progress import Progress
+from cifar_ray.search.searcher import StudySearcher, TrialCheckpoint, TrialSlots
 from cifar_ray.search.space import Space
-from cifar_ray.search.study import open_study, study_records
+from cifar_ray.search.study import SpaceStudy, open_study, study_records
 
 MAX_EPOCHS = 9
 SOON_S = 10.0
@@ -68,12 +69,16 @@ def run_search(
 
     study = open_study(tmp_path / "study.journal", "given", "random", seed=0)
     space = Space("given", draw, lambda task: {"unused": 0.5})
-    searcher = StudySearcher(study, space, TASK, num_trials, 0, watcher, checkpoints=checkpoints or {})
     settings = TrialSettings([ray.put(arrays)], 10, MAX_EPOCHS, MAX_EPOCHS, "accuracy", 1)
     workers = Workers(2, 2, {"CPU": 1, "GPU": 0})
     try:
         with open_pool(settings, workers, tmp_path, judged=True) as pool:
-            tuner.run_search(searcher, settings, workers.resources, workers.num_groups, tmp_path, pool)
+            slots = TrialSlots(workers.num_groups, workers.resources, pool)
+            progress = Progress([], num_trials)
+            searcher = StudySearcher(
+                SpaceStudy(space, study), TASK, 0, progress, slots, watcher, checkpoints=checkpoints or {}
+            )
+            tuner.run_search(searcher, settings, tmp_path)
     finally:
         records = list(study_records(study))
     return records

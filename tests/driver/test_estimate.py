@@ -30,8 +30,10 @@ from cifar_ray.errors import InputError
 from cifar_ray.evaluation.latency import MAX_TIMING_S, NUM_TIMED_IMAGES
 from cifar_ray.results.ranking import finalists
 from cifar_ray.search.asha import rungs
-from cifar_ray.search.searcher import Limits, StudySearcher
+from cifar_ray.search.progress import Progress, TimeLimit
+from cifar_ray.search.searcher import StudySearcher, TrialSlots
 from cifar_ray.search.space import Space
+from cifar_ray.search.study import SpaceStudy
 from cifar_ray.search.trial import REPORT_EVERY_S, ROWS
 from cifar_ray.search.tuner import Stopper
 from cifar_ray.text import duration
@@ -178,18 +180,13 @@ class SimulatedSearch:
         self.clock = Clock(run, WORK, [FAST])
         check_time_budget(run, WORK, [FAST])
         study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=seed))
-        self.searcher = StudySearcher(
-            study,
-            Space("given", lambda trial, task: {"batch_size": trial.suggest_int("batch_size", 8, 512)}),
-            Task(10, 1, 8, WORK.num_train, "cpu"),
-            num_trials=1000,
-            seed=seed,
-            watcher=Mock(),
-            limits=Limits(end_s=self.clock.search_end([], 1), epoch_s=self.clock.epoch_s),
-            clock=lambda: self.phases.current,
-        )
-        self.searcher.num_slots = WORK.slots
-        self.stopper = Stopper(self.searcher)
+        time_limit = TimeLimit(self.clock.search_end([], 1), self.clock.epoch_s, now_s=lambda: self.phases.current)
+        self.progress = Progress([], 1000, time_limit)
+        space = Space("given", lambda trial, task: {"batch_size": trial.suggest_int("batch_size", 8, 512)})
+        task = Task(10, 1, 8, WORK.num_train, "cpu")
+        slots = TrialSlots(WORK.slots, {"CPU": 1, "GPU": 0})
+        self.searcher = StudySearcher(SpaceStudy(space, study), task, seed, self.progress, slots, Mock())
+        self.stopper = Stopper(self.progress)
         self.up_at: float | None = None
         """When the time was up, and something was there to train."""
         self.begun_at: list[float] = []
@@ -234,7 +231,7 @@ class SimulatedSearch:
                 running[name] = reports, self.phases.current + seconds, rows
             events = [at for _, at, _ in running.values()] + [at for at in free_at if drawn]
             self.phases.current = max(self.phases.current, min(events))
-            if self.up_at is None and self.searcher.out_of_time and self.searcher.finished:
+            if self.up_at is None and self.progress.out_of_time and self.progress.finished:
                 self.up_at = self.phases.current
             for name, (reports, at, rows) in list(running.items()):
                 if at > self.phases.current:
@@ -252,7 +249,7 @@ class SimulatedSearch:
 
     @property
     def finals(self) -> list[Speed]:
-        return [self.clock._speed(record) for record in finalists(self.searcher.records, self.settings.finalists)]
+        return [self.clock._speed(record) for record in finalists(self.progress.records, self.settings.finalists)]
 
 
 BUDGETS = [150.0 + number / 4 for number in range(200)]
@@ -268,7 +265,7 @@ def test_a_search_under_any_budget_ends_in_time_and_leaves_models_to_train() -> 
     for seed, budget in enumerate(BUDGETS):
         search = SimulatedSearch(budget, seed, spread=1.0)
         search.run()
-        assert search.searcher.finished and not search.searcher.interrupted, seed
+        assert search.progress.finished and not search.stopper.stop_all(), seed
         assert search.finals, seed
         # What is under way goes on until it reports; nothing else is begun.
         assert search.up_at is not None and max(search.begun_at) <= search.up_at, seed
@@ -276,7 +273,7 @@ def test_a_search_under_any_budget_ends_in_time_and_leaves_models_to_train() -> 
         assert late_s <= max(search.slowest_epoch_s + REPORT_EVERY_S, 2 * search.slowest_epoch_s) + 0.5, seed
         waiting = [trial for trial in search.searcher.study.trials if trial.state is TrialState.WAITING]
         assert all(not trial.intermediate_values for trial in waiting), seed
-        assert len(search.searcher.study.trials) == len(search.searcher.records) + len(waiting), seed
+        assert len(search.searcher.study.trials) == len(search.progress.records) + len(waiting), seed
 
 
 @pytest.mark.usefixtures("models_are_not_built")
@@ -291,13 +288,14 @@ def test_a_run_whose_models_are_as_fast_as_its_default_keeps_within_any_budget()
 def searcher_with(end_s: float, epoch_s: float, now: list[float]) -> tuple[StudySearcher, Stopper]:
     """A searcher that has to end at `end_s`, and has drawn the trials `a` and `b`; and what stops them."""
     study = optuna.create_study(direction="maximize")
-    limits = Limits(end_s=lambda records: end_s, epoch_s=epoch_s)
+    progress = Progress([], 10, TimeLimit(lambda records: end_s, epoch_s, now_s=lambda: now[0]))
     space = Space("given", lambda trial, task: {"batch_size": trial.suggest_int("batch_size", 8, 512)})
     task = Task(10, 1, 8, 1000, "cpu")
-    searcher = StudySearcher(study, space, task, 10, 0, Mock(), limits, clock=lambda: now[0])
+    slots = TrialSlots(1, {"CPU": 1, "GPU": 0})
+    searcher = StudySearcher(SpaceStudy(space, study), task, 0, progress, slots, Mock())
     for name in "ab":
         assert isinstance(searcher.suggest(name), dict)
-    return searcher, Stopper(searcher)
+    return searcher, Stopper(progress)
 
 
 def epoch(train_s: float) -> dict[str, Any]:
@@ -308,26 +306,26 @@ def epoch(train_s: float) -> dict[str, Any]:
 def test_two_epochs_at_the_slowest_speed_are_kept_in_reserve() -> None:
     now = [93.9]
     searcher, _ = searcher_with(end_s=100.0, epoch_s=3.0, now=now)
-    assert not searcher.out_of_time
+    assert not searcher.progress.out_of_time
     searcher.on_trial_result("a", epoch(train_s=10.0))
     now[0] = 79.9
-    assert not searcher.out_of_time
+    assert not searcher.progress.out_of_time
     now[0] = 80.1
-    assert searcher.out_of_time
+    assert searcher.progress.out_of_time
     now[0] = 0.0
-    assert searcher.out_of_time  # for good
+    assert searcher.progress.out_of_time  # for good
 
 
 def test_however_late_it_is_something_is_trained_but_what_was_drawn_ahead_waits() -> None:
     searcher, stopper = searcher_with(end_s=100.0, epoch_s=0.0, now=[200.0])
-    assert searcher.out_of_time and not searcher.finished
+    assert searcher.progress.out_of_time and not searcher.progress.finished
     assert not stopper("a", {ROWS: []})  # it begins
     assert stopper("a", epoch(1.0))
     searcher.on_trial_complete("a", epoch(1.0))
-    assert searcher.finished and searcher.suggest("c") == StudySearcher.FINISHED
+    assert searcher.progress.finished and searcher.suggest("c") == StudySearcher.FINISHED
     assert stopper("b", {ROWS: []})
     searcher.on_trial_complete("b", {ROWS: []})
-    assert [record["reason"] for record in searcher.records] == ["stopped by --time-budget"]
+    assert [record["reason"] for record in searcher.progress.records] == ["stopped by --time-budget"]
     assert [trial.state for trial in searcher.study.trials] == [TrialState.PRUNED, TrialState.WAITING]
 
 

@@ -24,9 +24,10 @@ from cifar_ray.results.ranking import finalists
 from cifar_ray.results.records import TRIAL_SECONDS, slot_seconds
 from cifar_ray.search import asha, tuner
 from cifar_ray.search.asha import rungs
-from cifar_ray.search.searcher import MAX_INFEASIBLE, Limits, StudySearcher
+from cifar_ray.search.progress import MAX_INFEASIBLE, Progress, TimeLimit
+from cifar_ray.search.searcher import StudySearcher, TrialSlots
 from cifar_ray.search.space import Space, load_space
-from cifar_ray.search.study import RECORD, open_study, study_records
+from cifar_ray.search.study import RECORD, SpaceStudy, open_study, study_records
 from cifar_ray.search.trial import REPORT_EVERY_S, ROWS
 from cifar_ray.training.device_data import DeviceData
 from cifar_ray.training.loop import Experiment, run_experiment
@@ -42,7 +43,8 @@ def run_search(
     num_trials: int,
     cpus: int = 2,
     recorder: Recorder | None = None,
-    limits: Limits = Limits(),
+    time_limit: TimeLimit = TimeLimit(),
+    max_params: int | None = None,
     kind: type[StudySearcher] = StudySearcher,
 ) -> tuple[optuna.Study, Recorder]:
     """Search a space that gives these configurations in turn (the last one again and again)."""
@@ -54,9 +56,11 @@ def run_search(
     study = open_study(tmp_path / "study.journal", "given", "random", seed=0)
     recorder = recorder or Recorder()
     space = Space("given", draw, lambda task: {"unused": 0.5})
-    searcher = kind(study, space, TASK, num_trials, 0, recorder, limits)
+    progress = Progress(study_records(study), num_trials, time_limit)
+    slots = TrialSlots(2 // cpus, {"CPU": cpus, "GPU": 0})
+    searcher = kind(SpaceStudy(space, study), TASK, 0, progress, slots, recorder, max_params)
     settings = TrialSettings([ray.put(arrays)], 10, MAX_EPOCHS, MAX_EPOCHS, "accuracy", 1)
-    tuner.run_search(searcher, settings, {"CPU": cpus, "GPU": 0}, 2 // cpus, tmp_path)
+    tuner.run_search(searcher, settings, tmp_path)
     return study, recorder
 
 
@@ -263,8 +267,7 @@ def test_a_configuration_over_the_limit_is_infeasible_without_training_and_the_s
     hardware: Any, digit_arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     small, large = small_config(0.1), small_config(0.1, widths=[64])
-    limits = Limits(max_params=300)
-    study, recorder = run_search([large, small, large, small], digit_arrays, tmp_path, 2, limits=limits)
+    study, recorder = run_search([large, small, large, small], digit_arrays, tmp_path, 2, max_params=300)
     records = list(study_records(study))
     assert [r["state"] == "infeasible" for r in records] == [True, False, True, False]
     assert [r["num_params"] > 300 for r in records] == [True, False, True, False]
@@ -279,7 +282,7 @@ def test_a_configuration_over_the_limit_is_infeasible_without_training_and_the_s
 def test_a_search_gives_up_where_nothing_is_within_the_limit(
     hardware: Any, digit_arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    study, _ = run_search([small_config(0.1)], digit_arrays, tmp_path, 1, limits=Limits(max_params=1))
+    study, _ = run_search([small_config(0.1)], digit_arrays, tmp_path, 1, max_params=1)
     assert {record["state"] for record in study_records(study)} == {"infeasible"}
     assert len(study.trials) == MAX_INFEASIBLE + 1
 
@@ -289,14 +292,8 @@ def test_a_search_whose_time_is_up_ends_its_trials_when_they_report(
 ) -> None:
     recorder = Recorder()
 
-    class CountingEpochs(StudySearcher):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args, clock=lambda: recorder.num_epochs)
-
-    limits = Limits(end_s=lambda records: MAX_EPOCHS + 3)
-    study, _ = run_search(
-        [small_config(0.1)], digit_arrays, tmp_path, 1000, recorder=recorder, limits=limits, kind=CountingEpochs
-    )
+    time_limit = TimeLimit(end_s=lambda records: MAX_EPOCHS + 3, now_s=lambda: recorder.num_epochs)
+    study, _ = run_search([small_config(0.1)], digit_arrays, tmp_path, 1000, recorder=recorder, time_limit=time_limit)
     records = list(study_records(study))
     stopped = [record for record in records if record["reason"] == "stopped by --time-budget"]
     assert {record["state"] for record in stopped} == {"pruned"}
@@ -358,8 +355,8 @@ def test_a_killed_search_goes_on_with_what_was_running_under_its_number_and_para
 def test_what_is_fixed_is_in_every_trial_of_a_search_and_in_no_parameter_of_its_study(tmp_path: Path) -> None:
     space = replace(load_space("cnn"), fixed={"model/dropout": "0.35", "optimizer/name": "adamw", "tta": "flip"})
     study, recorder = open_study(tmp_path / "study.journal", "cnn", "tpe", seed=0), Recorder()
-    searcher = StudySearcher(study, space, TASK, 5, 0, recorder, Limits())
-    searcher.num_slots = 5
+    slots = TrialSlots(5, {"CPU": 1, "GPU": 0})
+    searcher = StudySearcher(SpaceStudy(space, study), TASK, 0, Progress([], 5), slots, recorder)
     configs = []
     for name in "abcde":
         drawn = searcher.suggest(name)

@@ -13,8 +13,8 @@ from cifar_ray.cli.settings import TuneSettings
 from cifar_ray.driver.tune import _final_models
 from cifar_ray.errors import InputError
 from cifar_ray.results.ranking import finalists
-from cifar_ray.search.searcher import _Running
-from cifar_ray.search.study import mend_journal, open_study
+from cifar_ray.search.space import Space
+from cifar_ray.search.study import SpaceStudy, mend_journal, open_study, put_back
 
 
 def record(number: int, val: float, loss: float = 1.0, state: str = "complete", lr: float | None = None) -> Any:
@@ -55,8 +55,9 @@ def test_every_space_sends_its_best_and_its_default_to_the_finals() -> None:
 @pytest.mark.parametrize("space", ["cnn", "2024", "my-space"])
 def test_the_names_that_a_search_gives_tell_the_finals_which_trials_are_defaults(space: str) -> None:
     study = optuna.create_study()
-    trials = [study.ask() for _ in range(2)]
-    names = [_Running(trials[i], space, number).record()["name"] for i, number in ((0, 0), (0, 1), (1, 3))]
+    of_spaces = [SpaceStudy(Space(name, lambda trial, task: {}), study, i, 2) for i, name in enumerate(("cnn", space))]
+    names = [of_spaces[i].trial_name(number) for i, number in ((0, 0), (1, 0), (1, 1))]
+    assert [of_spaces[i].number(number) for i, number in ((0, 0), (1, 0), (0, 1), (1, 1))] == [0, 1, 2, 3]
     assert names == ["default", f"default-{space}", "trial-0003"]
     # All of one space, and the best of it is another: what goes to the finals beside it goes there by its name.
     records = [{**record(number, 0.5), "name": name} for number, name in enumerate(names)] + [record(9, 0.9)]
@@ -111,3 +112,17 @@ def test_a_journal_that_a_kill_left_locked_and_cut_short_is_mended(tmp_path: Pat
     assert [trial.value for trial in reopen(tmp_path).trials] == [0.5, 0.7]
     assert mend_journal(journal) is None
     assert mend_journal(tmp_path / "absent.journal") is None
+
+
+def test_a_trial_that_is_put_back_is_drawn_again_under_its_number_and_with_its_parameters(tmp_path: Path) -> None:
+    study = open_study(tmp_path / "study.journal", "given", "random", seed=0)
+    trial = study.ask()
+    value = trial.suggest_float("x", 0, 1)
+    sentence = f"Optuna {optuna.__version__} has changed what study.put_back reaches into: adapt that function"
+    try:
+        put_back(study, trial)
+    except (AttributeError, TypeError) as error:
+        pytest.fail(f"{sentence}: {error}")
+    assert reopen(tmp_path).trials[0].state is TrialState.WAITING, sentence
+    again = study.ask()
+    assert (again.number, again.suggest_float("x", 0, 1)) == (0, value), sentence
