@@ -23,7 +23,7 @@ from cifar_ray.driver.estimate import FINALS_START_S, SEARCH_START_S, Workload
 from cifar_ray.driver.finals import failed_row, train_finals
 from cifar_ray.driver.run import Run, sigterm_as_ctrl_c
 from cifar_ray.errors import InputError
-from cifar_ray.evaluation.evaluate import evaluate
+from cifar_ray.evaluation.evaluate import Group, evaluate
 from cifar_ray.reporting.parts import shared_images
 from cifar_ray.reporting.render import build_report
 from cifar_ray.reporting.terminal import results_table, trials_table
@@ -138,7 +138,9 @@ def finish(
     console.line(
         f"finals      {len(trained)} of {len(models)} models trained in {duration(run.next_phase('evaluation'))}"
     )
-    rows = evaluate(folder, trained, failed, data.test, workers.num_workers, workers.resources, console.status)
+    splits = {"test": data.test, "val": data.val, "train": data.train}
+    groups = [Group(trained, splits)] if trained else []
+    rows = evaluate(folder, groups, failed, workers.num_workers, workers.resources, console.status)
     console.line(f"evaluation  {len(rows)} models scored in {duration(run.next_phase('report'))}")
     return rows
 

@@ -1,11 +1,14 @@
-"""The evaluation of the final models on the test split, and its records."""
+"""The evaluation of the final models on the splits of the data, the sealed test split among them, and its records."""
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from cifar_ray.data.decode import Images
+import numpy as np
+
+from cifar_ray.data.decode import Images, take_images
+from cifar_ray.data.stratified import stratified_split
 from cifar_ray.evaluation.latency import Latency, time_models
 from cifar_ray.evaluation.scores import Score, score_models
 from cifar_ray.models.saved import SavedModel
@@ -15,32 +18,49 @@ from cifar_ray.results.records import (
     CHECKPOINT,
     LATENCY_COLUMNS,
     RESULTS_COLUMNS,
+    SPLITS,
     Row,
     RunFolder,
     write_csv,
     write_predictions,
 )
 
+MAX_TRAIN_IMAGES = 5000
+"""Training images that a model is scored on, at most: enough for how much better it is there than on the others."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Models that take the same images, and those images.
+
+    All models of a run do. Those of several runs may want the same test images brought to different sizes: a group for
+    each way. What the groups have of one split are the same images, in the same order.
+    """
+
+    names: Sequence[str]
+    """Of the models, in the run's folder; not empty."""
+    splits: Mapping[str, Images]
+    """`test`, and where they are known `val` and `train`."""
+
 
 def evaluate(
     folder: RunFolder,
-    names: Iterable[str],
+    groups: Sequence[Group],
     failed: Sequence[Row],
-    test: Images,
     num_actors: int,
     resources: dict[str, float],
     tell: Callable[[str], None],
 ) -> list[Row]:
-    """Score saved models on the test split, time each configuration, and write the evaluation's records.
+    """Score saved models, time each configuration, and write the evaluation's records.
 
     This is the one place that reads the test split. The best validation seed of the configuration that ranks first is
     copied to `best/`.
 
     Args:
         folder: of the run, with the models in it.
-        names: of the models.
+        groups: the models, and what they are scored on: all images of `test` and `val`, and a stratified sample of
+            `train`, of at most :data:`MAX_TRAIN_IMAGES`.
         failed: rows of results.csv of those that have no model.
-        test: the test split.
         num_actors: how many score side by side.
         resources: of each of them, by Ray's names.
         tell: is told how far it has come.
@@ -48,34 +68,78 @@ def evaluate(
     Returns:
         The rows of results.csv that have scores.
     """
-    models = {name: SavedModel.read(folder.model(name)) for name in names}
-    if not models:
+    if not groups:
         write_csv(folder.results_csv, RESULTS_COLUMNS, failed)
         return []
-    done: list[str] = []
-
-    def on_result(name: str, score: Any) -> None:
-        done.append(name)
-        tell(f"evaluation {len(done)}/{len(models)} scored")
-
-    scores = score_models(models, test.images, test.labels, num_actors, resources, on_result)
+    _check_labels(groups)
+    models = {name: SavedModel.read(folder.model(name)) for group in groups for name in group.names}
+    groups = [Group(group.names, _with_sample_of_train(group.splits)) for group in groups]
+    scores = _score(models, groups, num_actors, resources, tell)
     tell("evaluation: timing on an otherwise idle node")
-    first_of_config = {saved.card["config_name"]: saved for saved in reversed(models.values())}
-    latencies = time_models(first_of_config, test.images, resources)
-    rows = [_results_row(saved, scores[name], *latencies[saved.card["config_name"]]) for name, saved in models.items()]
+    latencies: dict[str, list[Latency]] = {}
+    for group in groups:
+        first_of_config = {models[name].card["config_name"]: models[name] for name in reversed(group.names)}
+        latencies |= time_models(first_of_config, group.splits["test"].images, resources)
+
+    rows = [
+        _results_row(saved, scores[name]["test"], *latencies[saved.card["config_name"]])
+        for name, saved in models.items()
+    ]
     write_csv(folder.results_csv, RESULTS_COLUMNS, [*rows, *failed])
     write_csv(
         folder.latency_csv,
         LATENCY_COLUMNS,
         [{"config": name, **asdict(latency)} for name, timed in latencies.items() for latency in timed],
     )
-    write_predictions(
-        folder.predictions_npz, test.labels, {name: score.probabilities for name, score in scores.items()}
-    )
+    _write_predictions(folder, groups, scores)
     best = summarise([*rows, *failed])[0].best_model
     shutil.rmtree(folder.best, ignore_errors=True)  # of an evaluation that was interrupted
     shutil.copytree(folder.model(best), folder.best, ignore=shutil.ignore_patterns("events.*", CHECKPOINT))
     return rows
+
+
+def _check_labels(groups: Sequence[Group]) -> None:
+    for split in SPLITS:
+        labels = [group.splits[split].labels for group in groups if split in group.splits]
+        assert all(np.array_equal(labels[0], others) for others in labels), f"groups differ in the labels of {split}"
+
+
+def _with_sample_of_train(splits: Mapping[str, Images]) -> dict[str, Images]:
+    """The splits, of `train` a stratified sample that is always the same."""
+    if "train" not in splits or len(splits["train"].labels) <= MAX_TRAIN_IMAGES:
+        return dict(splits)
+    _, sample = stratified_split(splits["train"].labels, MAX_TRAIN_IMAGES, min_left=0)
+    return {**splits, "train": take_images(splits["train"], sample)}
+
+
+def _score(
+    models: Mapping[str, SavedModel],
+    groups: Sequence[Group],
+    num_actors: int,
+    resources: dict[str, float],
+    tell: Callable[[str], None],
+) -> dict[str, dict[str, Score]]:
+    """Scores by model, then by split."""
+    done: list[str] = []
+
+    def on_result(name: str, result: Any) -> None:
+        done.append(name)
+        tell(f"evaluation {len(done)}/{len(models)} scored")
+
+    scores: dict[str, dict[str, Score]] = {}
+    for group in groups:
+        of_group = {name: models[name] for name in group.names}
+        scores |= score_models(of_group, group.splits, num_actors, resources, on_result)
+    return scores
+
+
+def _write_predictions(folder: RunFolder, groups: Sequence[Group], scores: Mapping[str, Mapping[str, Score]]) -> None:
+    for split in SPLITS:
+        labels = [group.splits[split].labels for group in groups if split in group.splits]
+        if not labels:
+            continue
+        predictions = {name: of_model[split].probabilities for name, of_model in scores.items() if split in of_model}
+        write_predictions(folder.predictions(split), labels[0], predictions)
 
 
 def _results_row(saved: SavedModel, score: Score, single: Latency, batched: Latency) -> Row:
@@ -84,10 +148,10 @@ def _results_row(saved: SavedModel, score: Score, single: Latency, batched: Late
         "config": saved.card["config_name"],
         "family": saved.config.family,
         **{name: saved.card[name] for name in IN_RESULTS},
-        "test_accuracy": score.test_accuracy,
-        "test_loss": score.test_loss,
-        "test_auc_macro_ovr": score.test_auc_macro_ovr,
-        "test_f1_macro": score.test_f1_macro,
+        "test_accuracy": score.accuracy,
+        "test_loss": score.loss,
+        "test_auc_macro_ovr": score.auc_macro_ovr,
+        "test_f1_macro": score.f1_macro,
         "latency_ms_p50": single.latency_ms_p50,
         "latency_ms_p95": single.latency_ms_p95,
         "images_per_s": batched.images_per_s,

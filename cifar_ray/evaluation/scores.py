@@ -1,6 +1,6 @@
-"""A pool of actors that score the final models on the sealed test split."""
+"""A pool of actors that score the final models on the splits of the data, the sealed test split among them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 from ray.exceptions import RayActorError
 from ray.util import ActorPool
 
+from cifar_ray.data.decode import Images
+from cifar_ray.models.classifier import Classifier
 from cifar_ray.models.saved import SavedModel
 from cifar_ray.training.loop import eval_model
 from cifar_ray.training.metrics import auc_macro_ovr, f1_macro, loss_and_accuracy
@@ -20,14 +22,14 @@ MAX_ROUNDS = 3
 
 @dataclass(frozen=True)
 class Score:
-    """One model on the test split."""
+    """One model on one split."""
 
     probabilities: np.ndarray
     """(N, C) float32."""
-    test_accuracy: float
-    test_loss: float
-    test_auc_macro_ovr: float | None
-    test_f1_macro: float
+    accuracy: float
+    loss: float
+    auc_macro_ovr: float | None
+    f1_macro: float
 
 
 def use_granted_resources() -> torch.device:
@@ -41,18 +43,22 @@ def use_granted_resources() -> torch.device:
 class Scorer:
     """Scores models one by one."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+    def __init__(self, **splits: Images) -> None:
         self.device = use_granted_resources()
-        # Copied: the object store's arrays are read-only, which torch warns about, and the test split is small.
-        self.images = torch.tensor(images, device=self.device)
-        self.labels = torch.tensor(labels, device=self.device)
+        self.splits = splits
 
-    def score(self, key: str, model: SavedModel) -> tuple[str, Score]:
-        logits = eval_model(model.build(self.device), self.images)
-        loss, accuracy = loss_and_accuracy(logits, self.labels)
+    def score(self, key: str, model: SavedModel) -> tuple[str, dict[str, Score]]:
+        network = model.build(self.device)
+        return key, {name: self._score_split(network, split) for name, split in self.splits.items()}
+
+    def _score_split(self, network: Classifier, split: Images) -> Score:
+        # Copied, one split at a time: the object store's arrays are read-only, which torch warns about.
+        logits = eval_model(network, torch.tensor(split.images, device=self.device))
+        labels = torch.tensor(split.labels, device=self.device)
+        loss, accuracy = loss_and_accuracy(logits, labels)
         probabilities = logits.softmax(1)
-        auc, f1 = auc_macro_ovr(probabilities, self.labels), f1_macro(logits, self.labels)
-        return key, Score(probabilities.cpu().numpy(), accuracy, loss, auc, f1)
+        auc, f1 = auc_macro_ovr(probabilities, labels), f1_macro(logits, labels)
+        return Score(probabilities.cpu().numpy(), accuracy, loss, auc, f1)
 
 
 def map_over_actors(
@@ -102,19 +108,18 @@ def map_over_actors(
 
 
 def score_models(
-    models: dict[str, SavedModel],
-    images: np.ndarray,
-    labels: np.ndarray,
+    models: Mapping[str, SavedModel],
+    splits: Mapping[str, Images],
     num_actors: int,
     resources: dict[str, float],
     on_result: Callable[[str, Any], None],
-) -> dict[str, Score]:
-    """Score every model on the test images (N, C, H, W) uint8 with labels (N,), `num_actors` side by side."""
-    refs = ray.put(images), ray.put(labels)
+) -> dict[str, dict[str, Score]]:
+    """Score every model on every split, `num_actors` models side by side; scores by model, then by split."""
+    refs = {name: ray.put(split) for name, split in splits.items()}
     return map_over_actors(
-        lambda: Scorer.options(num_cpus=resources["CPU"], num_gpus=resources["GPU"]).remote(*refs),  # type: ignore[attr-defined]
+        lambda: Scorer.options(num_cpus=resources["CPU"], num_gpus=resources["GPU"]).remote(**refs),  # type: ignore[attr-defined]
         num_actors,
         lambda actor, key, model: actor.score.remote(key, model),
-        models,
+        dict(models),
         on_result,
     )

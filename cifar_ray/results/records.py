@@ -43,6 +43,9 @@ LATENCY_COLUMNS = (
 TEXT_COLUMNS = frozenset({"model", "family", "config", "device", "torch", "tta", "failure"})
 """Columns that stay text even where they look like numbers (a preset called `2024`, torch `2.11`)."""
 
+SPLITS = ("test", "val", "train")
+"""What final models are scored on. Of `train` it may be a sample."""
+
 MAX_NAME_BYTES = 255
 """What file systems take as the name of a folder."""
 
@@ -134,10 +137,14 @@ class RunFolder:
         self.best = root / "best"
         self.evaluation = root / "evaluation"
         self.results_csv = self.evaluation / "results.csv"
-        self.predictions_npz = self.evaluation / "predictions.npz"
+        self.predictions_npz = self.predictions("test")
         self.latency_csv = self.evaluation / "latency.csv"
         self.report_html = root / "report.html"
         self.report_md = root / "report.md"
+
+    def predictions(self, split: str) -> Path:
+        """The labels of a split (:data:`SPLITS`) and what each final model makes of it."""
+        return self.evaluation / ("predictions.npz" if split == "test" else f"{split}_predictions.npz")
 
     def trial(self, number: int) -> Path:
         """Folder of one trial's history and TensorBoard events."""
@@ -212,7 +219,7 @@ def read_csv(path: Path) -> list[Row]:
 
 
 def write_predictions(path: Path, labels: np.ndarray, probabilities: Mapping[str, np.ndarray]) -> None:
-    """Write the test labels (N,) and each model's class probabilities (N, C), atomically."""
+    """Write the labels (N,) of a split and each model's class probabilities (N, C), atomically."""
     data = io.BytesIO()
     np.savez_compressed(
         data,

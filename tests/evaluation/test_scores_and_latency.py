@@ -11,6 +11,7 @@ import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
 from cifar_ray.config import TrialConfig
+from cifar_ray.data.decode import Images, take_images
 from cifar_ray.data.splits import load_data
 from cifar_ray.evaluation import latency
 from cifar_ray.evaluation.latency import MIN_TIMED, NUM_WARMUP, Timer, _node_for_timing, time_models
@@ -43,21 +44,23 @@ def test_scores_are_scikit_learns_of_the_models_probabilities(
     hardware: Any, models: dict[str, SavedModel], test_split: Any
 ) -> None:
     seen: list[str] = []
-    scores = score_models(
-        models, test_split.images, test_split.labels, 2, {"CPU": 1, "GPU": 0}, lambda name, score: seen.append(name)
-    )
+    splits = {"test": test_split, "val": take_images(test_split, np.arange(100))}
+    scores = score_models(models, splits, 2, {"CPU": 1, "GPU": 0}, lambda name, score: seen.append(name))
     assert list(scores) == list(models)
     assert sorted(seen) == sorted(models)
-    for name, score in scores.items():
+    for name, of_splits in scores.items():
+        assert list(of_splits) == ["test", "val"]
+        score = of_splits["test"]
         with torch.inference_mode():
             logits = models[name].build(torch.device("cpu"))(torch.tensor(test_split.images))
         expected = logits.softmax(1).numpy()
         np.testing.assert_allclose(score.probabilities, expected, atol=1e-6)
-        assert score.test_accuracy == pytest.approx((expected.argmax(1) == test_split.labels).mean())
-        assert score.test_loss == pytest.approx(log_loss(test_split.labels, expected), rel=1e-4)
-        assert score.test_auc_macro_ovr == pytest.approx(
+        assert score.accuracy == pytest.approx((expected.argmax(1) == test_split.labels).mean())
+        assert score.loss == pytest.approx(log_loss(test_split.labels, expected), rel=1e-4)
+        assert score.auc_macro_ovr == pytest.approx(
             roc_auc_score(test_split.labels, score.probabilities, multi_class="ovr", average="macro"), abs=1e-6
         )
+        np.testing.assert_allclose(of_splits["val"].probabilities, score.probabilities[:100], atol=1e-6)
 
 
 def test_each_model_is_timed_alone_on_the_whole_node(
@@ -151,7 +154,7 @@ def test_models_are_timed_in_the_precision_that_they_are_scored_in(monkeypatch: 
         actor_object = actor_class.__new__(actor_class)
         actor_object.device = torch.device("cpu")
         actor_object.images = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
-        actor_object.labels = torch.arange(20) % 10
+        actor_object.splits = {"test": Images(actor_object.images.numpy(), np.arange(20) % 10)}
         call(actor_object)
         assert set(precisions) == {torch.bfloat16}
         precisions.clear()

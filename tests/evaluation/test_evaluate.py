@@ -1,0 +1,111 @@
+"""What an evaluation leaves in a run folder: two groups of small models, on real actors."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.tiny import TINY
+
+from cifar_ray.config import TrialConfig
+from cifar_ray.data.decode import Images
+from cifar_ray.evaluation import evaluate as module
+from cifar_ray.evaluation.evaluate import Group, evaluate
+from cifar_ray.models.classifier import build_model
+from cifar_ray.models.saved import load_model, pack_weights, save_model
+from cifar_ray.results.card import IN_RESULTS
+from cifar_ray.results.records import RunFolder, read_csv, read_predictions
+
+pytestmark = pytest.mark.xdist_group("ray")
+
+NAMES = ("small-seed0", "small-seed1", "default-seed0")
+FAILED = {"model": "small-seed2", "config": "small", "seed": 2, "failure": "non-finite loss in epoch 1"}
+
+
+def save(folder: RunFolder, name: str, size: int, val_metric: float) -> None:
+    """An untrained model for gray images of that size, in three classes."""
+    config, seed = name.split("-seed")
+    torch.manual_seed(len(name) + int(seed))
+    model = build_model(TrialConfig(model=TINY), num_classes=3, channels=1, image_size=size)
+    model.normalize.mean.fill_(80.0)
+    model.normalize.std.fill_(80.0)
+    card: Any = dict.fromkeys(IN_RESULTS, 1.0)
+    card |= {"config_name": config, "seed": int(seed), "val_metric": val_metric, "torch": "2.11"}
+    card |= {"class_names": list("abc"), "resize": {"channels": 1, "image_size": size, "rule": "native"}}
+    save_model(folder.model(name), pack_weights(model), TrialConfig(model=TINY), card)
+
+
+def split(count: int, size: int) -> Images:
+    """Images that differ between classes, the same at each size but for the number of pixels."""
+    images = np.random.default_rng(count).integers(0, 256, (count, 1, 8, 8), dtype=np.uint8)
+    return Images(images.repeat(size // 8, 2).repeat(size // 8, 3), np.arange(count) % 3)
+
+
+@dataclass
+class Evaluated:
+    folder: RunFolder
+    groups: list[Group]
+    rows: list[dict[str, Any]]
+    told: list[str]
+
+
+@pytest.fixture(scope="module")
+def evaluated(hardware: Any, tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    """Two models of 8 pixels with all splits, and one of 16 pixels of which the test split alone is known."""
+    folder = RunFolder(tmp_path_factory.mktemp("run"))
+    for name, size, val_metric in zip(NAMES, (8, 8, 16), (0.3, 0.5, 0.2), strict=True):
+        save(folder, name, size, val_metric)
+    groups = [
+        Group(NAMES[:2], {"test": split(60, 8), "val": split(30, 8), "train": split(90, 8)}),
+        Group(NAMES[2:], {"test": split(60, 16)}),
+    ]
+    told: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MAX_TRAIN_IMAGES", 45)
+        rows = evaluate(folder, groups, [FAILED], 2, {"CPU": 1, "GPU": 0}, told.append)
+    return Evaluated(folder, groups, rows, told)
+
+
+def test_every_model_is_scored_on_the_splits_of_its_group(evaluated: Evaluated) -> None:
+    for name, models in (("test", NAMES), ("val", NAMES[:2])):
+        kept = read_predictions(evaluated.folder.predictions(name))
+        assert set(kept) == {"labels", *models}
+        for group in evaluated.groups:
+            for model in set(group.names) & set(kept):
+                images = torch.tensor(group.splits[name].images)
+                with torch.inference_mode():
+                    expected = load_model(evaluated.folder.model(model))(images).softmax(1)
+                np.testing.assert_allclose(kept[model], expected, atol=1e-6)
+                np.testing.assert_array_equal(kept["labels"], group.splits[name].labels)
+    assert evaluated.told[:3] == [f"evaluation {count}/3 scored" for count in (1, 2, 3)]
+
+
+def test_of_many_training_images_a_stratified_sample_is_scored(evaluated: Evaluated) -> None:
+    kept = read_predictions(evaluated.folder.predictions("train"))
+    assert np.bincount(kept["labels"]).tolist() == [15, 15, 15]
+    assert {name: len(values) for name, values in kept.items()} == {"labels": 45, NAMES[0]: 45, NAMES[1]: 45}
+
+
+def test_results_hold_every_model_and_best_is_the_best_validation_seed_of_a_whole_configuration(
+    evaluated: Evaluated,
+) -> None:
+    rows = read_csv(evaluated.folder.results_csv)
+    assert [row["model"] for row in rows] == [*NAMES, "small-seed2"]
+    assert [row["model"] for row in evaluated.rows] == list(NAMES)
+    assert rows[-1]["failure"] == FAILED["failure"]
+    assert {row["config"] for row in read_csv(evaluated.folder.latency_csv)} == {"small", "default"}
+    assert load_model(evaluated.folder.best).image_size == 16  # of `small` a seed failed
+
+
+def test_without_models_the_failures_are_all_that_is_recorded(tmp_path: Any) -> None:
+    folder = RunFolder(tmp_path)
+    assert evaluate(folder, [], [FAILED], 2, {"CPU": 1, "GPU": 0}, lambda text: None) == []
+    assert [row["model"] for row in read_csv(folder.results_csv)] == ["small-seed2"]
+    assert not folder.predictions_npz.exists()
+
+
+def test_groups_that_differ_in_the_labels_of_a_split_are_a_mistake_of_ours(tmp_path: Any) -> None:
+    groups = [Group(["a"], {"test": split(6, 8)}), Group(["b"], {"test": Images(split(6, 8).images, np.zeros(6))})]
+    with pytest.raises(AssertionError, match="labels of test"):
+        module._check_labels(groups)
