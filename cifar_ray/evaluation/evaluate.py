@@ -16,7 +16,9 @@ from cifar_ray.results.card import IN_RESULTS
 from cifar_ray.results.ranking import summarise
 from cifar_ray.results.records import (
     CHECKPOINT,
+    CLASSES_COLUMNS,
     LATENCY_COLUMNS,
+    QUALITY_COLUMNS,
     RESULTS_COLUMNS,
     SPLITS,
     Row,
@@ -92,6 +94,7 @@ def evaluate(
         [{"config": name, **asdict(latency)} for name, timed in latencies.items() for latency in timed],
     )
     _write_predictions(folder, groups, scores)
+    _write_quality(folder, models, scores)
     best = summarise([*rows, *failed])[0].best_model
     shutil.rmtree(folder.best, ignore_errors=True)  # of an evaluation that was interrupted
     shutil.copytree(folder.model(best), folder.best, ignore=shutil.ignore_patterns("events.*", CHECKPOINT))
@@ -142,16 +145,30 @@ def _write_predictions(folder: RunFolder, groups: Sequence[Group], scores: Mappi
         write_predictions(folder.predictions(split), labels[0], predictions)
 
 
+def _write_quality(
+    folder: RunFolder, models: Mapping[str, SavedModel], scores: Mapping[str, Mapping[str, Score]]
+) -> None:
+    splits: list[Row] = []
+    classes: list[Row] = []
+    for name, of_model in scores.items():
+        for split, score in of_model.items():
+            which = {"model": name, "config": models[name].card["config_name"], "split": split}
+            splits.append(which | score.quality)
+            classes += [which | of_class for of_class in score.classes]
+    write_csv(folder.quality_csv, QUALITY_COLUMNS, splits)
+    write_csv(folder.classes_csv, CLASSES_COLUMNS, classes)
+
+
 def _results_row(saved: SavedModel, score: Score, single: Latency, batched: Latency) -> Row:
     return {
         "model": saved.name,
         "config": saved.card["config_name"],
         "family": saved.config.family,
         **{name: saved.card[name] for name in IN_RESULTS},
-        "test_accuracy": score.accuracy,
-        "test_loss": score.loss,
-        "test_auc_macro_ovr": score.auc_macro_ovr,
-        "test_f1_macro": score.f1_macro,
+        "test_accuracy": score.quality["accuracy"],
+        "test_loss": score.quality["log_loss"],
+        "test_auc_macro_ovr": score.quality["auc_macro_ovr"],
+        "test_f1_macro": score.quality["f1_macro"],
         "latency_ms_p50": single.latency_ms_p50,
         "latency_ms_p95": single.latency_ms_p95,
         "images_per_s": batched.images_per_s,

@@ -11,10 +11,11 @@ from ray.exceptions import RayActorError
 from ray.util import ActorPool
 
 from cifar_ray.data.decode import Images
+from cifar_ray.evaluation.quality import class_quality, split_quality
 from cifar_ray.models.classifier import Classifier
 from cifar_ray.models.saved import SavedModel
+from cifar_ray.results.records import Row
 from cifar_ray.training.loop import eval_model
-from cifar_ray.training.metrics import auc_macro_ovr, f1_macro, loss_and_accuracy
 
 MAX_ROUNDS = 3
 """How often what dead actors left behind is given to new ones."""
@@ -26,10 +27,10 @@ class Score:
 
     probabilities: np.ndarray
     """(N, C) float32."""
-    accuracy: float
-    loss: float
-    auc_macro_ovr: float | None
-    f1_macro: float
+    quality: Row
+    """See :func:`~cifar_ray.evaluation.quality.split_quality`."""
+    classes: list[Row]
+    """See :func:`~cifar_ray.evaluation.quality.class_quality`."""
 
 
 def use_granted_resources() -> torch.device:
@@ -54,11 +55,9 @@ class Scorer:
     def _score_split(self, network: Classifier, split: Images) -> Score:
         # Copied, one split at a time: the object store's arrays are read-only, which torch warns about.
         logits = eval_model(network, torch.tensor(split.images, device=self.device))
-        labels = torch.tensor(split.labels, device=self.device)
-        loss, accuracy = loss_and_accuracy(logits, labels)
-        probabilities = logits.softmax(1)
-        auc, f1 = auc_macro_ovr(probabilities, labels), f1_macro(logits, labels)
-        return Score(probabilities.cpu().numpy(), accuracy, loss, auc, f1)
+        probabilities = logits.softmax(1).cpu().numpy()
+        classes = class_quality(probabilities, split.labels)
+        return Score(probabilities, split_quality(probabilities, split.labels, classes), classes)
 
 
 def map_over_actors(

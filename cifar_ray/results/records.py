@@ -39,8 +39,12 @@ RESULTS_COLUMNS = (
 LATENCY_COLUMNS = (
     "config", "device", "threads", "batch_size", "n", "latency_ms_p50", "latency_ms_p95", "images_per_s", "tta",
 )
+QUALITY_COLUMNS = (
+    "model", "config", "split", "n", "accuracy", "top5_accuracy", "log_loss", "auc_macro_ovr", "f1_macro",
+)
+CLASSES_COLUMNS = ("model", "config", "split", "class", "n", "auc_ovr", "precision", "recall", "f1")
 # fmt: on
-TEXT_COLUMNS = frozenset({"model", "family", "config", "device", "torch", "tta", "failure"})
+TEXT_COLUMNS = frozenset({"model", "family", "config", "device", "torch", "tta", "failure", "split"})
 """Columns that stay text even where they look like numbers (a preset called `2024`, torch `2.11`)."""
 
 SPLITS = ("test", "val", "train")
@@ -138,6 +142,8 @@ class RunFolder:
         self.evaluation = root / "evaluation"
         self.results_csv = self.evaluation / "results.csv"
         self.predictions_npz = self.predictions("test")
+        self.quality_csv = self.evaluation / "quality.csv"
+        self.classes_csv = self.evaluation / "classes.csv"
         self.latency_csv = self.evaluation / "latency.csv"
         self.report_html = root / "report.html"
         self.report_md = root / "report.md"

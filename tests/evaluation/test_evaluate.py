@@ -12,6 +12,7 @@ from cifar_ray.config import TrialConfig
 from cifar_ray.data.decode import Images
 from cifar_ray.evaluation import evaluate as module
 from cifar_ray.evaluation.evaluate import Group, evaluate
+from cifar_ray.evaluation.quality import class_quality, split_quality
 from cifar_ray.models.classifier import build_model
 from cifar_ray.models.saved import load_model, pack_weights, save_model
 from cifar_ray.results.card import IN_RESULTS
@@ -85,6 +86,27 @@ def test_of_many_training_images_a_stratified_sample_is_scored(evaluated: Evalua
     kept = read_predictions(evaluated.folder.predictions("train"))
     assert np.bincount(kept["labels"]).tolist() == [15, 15, 15]
     assert {name: len(values) for name, values in kept.items()} == {"labels": 45, NAMES[0]: 45, NAMES[1]: 45}
+
+
+def test_the_quality_of_every_model_and_split_is_that_of_the_kept_predictions(evaluated: Evaluated) -> None:
+    folder = evaluated.folder
+    quality, classes = read_csv(folder.quality_csv), read_csv(folder.classes_csv)
+    scored = [(name, split) for name in NAMES[:2] for split in ("test", "val", "train")] + [(NAMES[2], "test")]
+    assert [(row["model"], row["split"]) for row in quality] == scored
+    assert [(row["model"], row["split"]) for row in classes[::3]] == scored
+    for row in quality:
+        kept = read_predictions(folder.predictions(row["split"]))
+        of_classes = class_quality(kept[row["model"]], kept["labels"])
+        which = {"model": row["model"], "config": row["model"].split("-")[0], "split": row["split"]}
+        assert row == which | split_quality(kept[row["model"]], kept["labels"], of_classes)
+        assert [each for each in classes if which.items() <= each.items()] == [which | each for each in of_classes]
+    results = {row["model"]: row for row in read_csv(folder.results_csv)}
+    for row in quality:
+        if row["split"] == "test":
+            of_model = results[row["model"]]
+            assert of_model["test_accuracy"] == row["accuracy"] and of_model["test_loss"] == row["log_loss"]
+            assert of_model["test_f1_macro"] == row["f1_macro"]
+            assert of_model["test_auc_macro_ovr"] == row["auc_macro_ovr"]
 
 
 def test_results_hold_every_model_and_best_is_the_best_validation_seed_of_a_whole_configuration(

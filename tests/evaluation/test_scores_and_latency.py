@@ -55,11 +55,14 @@ def test_scores_are_scikit_learns_of_the_models_probabilities(
             logits = models[name].build(torch.device("cpu"))(torch.tensor(test_split.images))
         expected = logits.softmax(1).numpy()
         np.testing.assert_allclose(score.probabilities, expected, atol=1e-6)
-        assert score.accuracy == pytest.approx((expected.argmax(1) == test_split.labels).mean())
-        assert score.loss == pytest.approx(log_loss(test_split.labels, expected), rel=1e-4)
-        assert score.auc_macro_ovr == pytest.approx(
+        quality = score.quality
+        assert quality["accuracy"] == pytest.approx((expected.argmax(1) == test_split.labels).mean())
+        assert quality["log_loss"] == pytest.approx(log_loss(test_split.labels, expected), rel=1e-4)
+        assert quality["auc_macro_ovr"] == pytest.approx(
             roc_auc_score(test_split.labels, score.probabilities, multi_class="ovr", average="macro"), abs=1e-6
         )
+        assert [row["class"] for row in score.classes] == list(range(10))
+        assert of_splits["val"].quality["n"] == 100
         np.testing.assert_allclose(of_splits["val"].probabilities, score.probabilities[:100], atol=1e-6)
 
 
