@@ -71,6 +71,37 @@ def _list_folder(root: Path) -> tuple[dict[str, EncodedSplit], tuple[str, ...]]:
     return _list_trees(root, {split: paths[0] for split, paths in splits.items()})
 
 
+def list_test_split(root: Path) -> tuple[EncodedSplit, tuple[str, ...]]:
+    """Find the labelled images under `root` that models can be tested on, and their class names; reads no images.
+
+    They are the test split; of a folder without one the validation split, and of a folder without splits all of it.
+
+    Raises:
+        InputError: there are none, or they have no labels.
+    """
+    entries = _visible_entries(root)
+    parquet = _parquet_by_split(entries)
+    if parquet is not None:
+        files = [Path(entry.path) for entry in entries if entry.name.lower().endswith(".parquet")]
+        splits, names = _list_parquet({"test": _one_of(parquet) or files})
+        return splits["test"], names
+    trees = _one_of(_folders_by_split(entries)) or [root]
+    if len(trees) > 1:
+        raise InputError(f"{root}: has more than one folder of {trees[0].name}: merge them")
+    if not any(entry.is_dir() and _image_files(Path(entry.path)) for entry in _visible_entries(trees[0])):
+        raise InputError(
+            f"{root}: has no labels, which are the names of folders with images in them; "
+            f"python -m cifar_ray.predict MODEL {root} classifies images without labels"
+        )
+    splits, names = _list_trees(trees[0], {"test": trees[0]})
+    return splits["test"], names
+
+
+def _one_of(found: dict[str, list[Path]]) -> list[Path]:
+    """What there is of the split that models are tested on."""
+    return next((found[split] for split in ("test", "val", "train") if split in found), [])
+
+
 def _parquet_by_split(entries: list[os.DirEntry[str]]) -> dict[str, list[Path]] | None:
     """The parquet files of each split that they are named after; None where the folder is not one of parquet files."""
     files = [entry for entry in entries if entry.name.lower().endswith(".parquet")]
@@ -170,7 +201,8 @@ def _list_parquet(files: dict[str, list[Path]]) -> tuple[dict[str, EncodedSplit]
         splits[split] = EncodedSplit(np.concatenate(labels), paths, column)
     # Without names no label can be as large as the number of images: a class in between would be empty.
     highest = max(split.labels.max(initial=-1) for split in splits.values())
-    num_classes = len(names or ()) or int(min(1 + highest, len(splits["train"].labels)))
+    trained_on = splits.get("train") or next(iter(splits.values()))
+    num_classes = len(names or ()) or int(min(1 + highest, len(trained_on.labels)))
     for split, encoded in splits.items():
         wrong = encoded.labels[(encoded.labels < 0) | (encoded.labels >= num_classes)]
         if len(wrong):

@@ -14,6 +14,8 @@ import torch
 from cifar_ray.cli.console import Console
 from cifar_ray.cli.settings import TrainingSettings
 from cifar_ray.config import Task, TrialConfig
+from cifar_ray.data.decode import Images
+from cifar_ray.data.labelled import split_fingerprint
 from cifar_ray.data.splits import DataSplits, load_data
 from cifar_ray.distributed.hardware import Workers, plan_workers
 from cifar_ray.distributed.process import Pretrained, TrialSettings, put_weights
@@ -27,6 +29,7 @@ from cifar_ray.evaluation.evaluate import Group, evaluate
 from cifar_ray.reporting.parts import shared_images
 from cifar_ray.reporting.render import build_report
 from cifar_ray.reporting.terminal import results_table, trials_table
+from cifar_ray.results.readings import note_reading
 from cifar_ray.results.recorded_run import Records
 from cifar_ray.results.records import Row, read_trials
 from cifar_ray.text import duration
@@ -75,7 +78,7 @@ def started(
         each = f", {workers.workers_per_model} workers each" if workers.workers_per_model > 1 else ""
         console.line(
             f"devices     {hardware.num_cpus} CPUs, {hardware.num_gpus} GPUs: "
-            f"{workers.num_groups} trials side by side{each}"
+            f"{workers.num_groups} {'trials' if run.kind == 'tune' else 'models'} side by side{each}"
         )
         yield data, workers, folder
 
@@ -84,8 +87,8 @@ def begin(run: Run[Any], console: Console, data: Mapping[str, Any]) -> None:
     """The run begins, or goes on: from here on it leaves records. `data`: what run.json says of it."""
     run.begin(data)
     console.line(f"run         {run.folder.root}")
-    console.line(f"TensorBoard tensorboard --logdir {shlex.quote(str(run.folder.root))}")
     if run.resume_command:
+        console.line(f"TensorBoard tensorboard --logdir {shlex.quote(str(run.folder.root))}")
         console.line(f"resume      {run.resume_command}  (if it is interrupted)")
 
 
@@ -140,6 +143,10 @@ def finish(
     )
     splits = {"test": data.test, "val": data.val, "train": data.train}
     groups = [Group(trained, splits)] if trained else []
+    if trained:
+        note_test_reading(run, console, data.test, data.class_names)
+    if trained:
+        note_test_reading(run, console, data.test, data.class_names)
     rows = evaluate(folder, groups, failed, workers.num_workers, workers.resources, console.status)
     console.line(f"evaluation  {len(rows)} models scored in {duration(run.next_phase('report'))}")
     return rows
@@ -154,6 +161,17 @@ def auto_image_size(configs: Iterable[TrialConfig]) -> int:
     if all(config.family == "cnn" for config in configs):
         return 32
     return 160 if torch.cuda.is_available() else 96
+
+
+def note_test_reading(run: Run[Any], console: Console, test: Images, class_names: Sequence[str]) -> None:
+    """Count that a run is about to read its test split."""
+    reading = note_reading(split_fingerprint(test, class_names), run.folder.root)
+    run.about["test_readings"] = reading
+    run.save()
+    if "error" in reading:
+        console.line(f"test split  how often it was read is not known: {reading['error']}")
+    elif reading["readings"] > 1:
+        console.line(f"test split  read {reading['readings']} times by {reading['runs']} runs, this one included")
 
 
 def share_weights(run: Run[Any], console: Console, configs: Iterable[TrialConfig]) -> Pretrained:
