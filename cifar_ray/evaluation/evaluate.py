@@ -10,10 +10,12 @@ import numpy as np
 from cifar_ray.data.decode import Images, take_images
 from cifar_ray.data.stratified import stratified_split
 from cifar_ray.evaluation.latency import Latency, time_models
+from cifar_ray.evaluation.pictures import sample_indices, thumbnails
 from cifar_ray.evaluation.scores import Score, score_models
 from cifar_ray.models.saved import SavedModel
 from cifar_ray.results.card import IN_RESULTS
-from cifar_ray.results.ranking import summarise
+from cifar_ray.results.examples import find_examples
+from cifar_ray.results.ranking import best_of_families, summarise
 from cifar_ray.results.records import (
     CHECKPOINT,
     CLASSES_COLUMNS,
@@ -24,7 +26,9 @@ from cifar_ray.results.records import (
     Row,
     RunFolder,
     write_csv,
+    write_examples,
     write_predictions,
+    write_samples,
 )
 
 MAX_TRAIN_IMAGES = 5000
@@ -75,7 +79,7 @@ def evaluate(
         return []
     _check_labels(groups)
     models = {name: SavedModel.read(folder.model(name)) for group in groups for name in group.names}
-    groups = [Group(group.names, _with_sample_of_train(group.splits)) for group in groups]
+    given, groups = groups, [Group(group.names, _with_sample_of_train(group.splits)) for group in groups]
     scores = _score(models, groups, num_actors, resources, tell)
     tell("evaluation: timing on an otherwise idle node")
     latencies: dict[str, list[Latency]] = {}
@@ -95,7 +99,9 @@ def evaluate(
     )
     _write_predictions(folder, groups, scores)
     _write_quality(folder, models, scores)
-    best = summarise([*rows, *failed])[0].best_model
+    ranked = summarise([*rows, *failed])
+    best = ranked[0].best_model
+    _write_pictures(folder, given, best, [scores[one.best_model]["test"] for one in best_of_families(ranked)])
     shutil.rmtree(folder.best, ignore_errors=True)  # of an evaluation that was interrupted
     shutil.copytree(folder.model(best), folder.best, ignore=shutil.ignore_patterns("events.*", CHECKPOINT))
     return rows
@@ -157,6 +163,17 @@ def _write_quality(
             classes += [which | of_class for of_class in score.classes]
     write_csv(folder.quality_csv, QUALITY_COLUMNS, splits)
     write_csv(folder.classes_csv, CLASSES_COLUMNS, classes)
+
+
+def _write_pictures(folder: RunFolder, groups: Sequence[Group], best: str, shown: Sequence[Score]) -> None:
+    """Keep the images that a report shows: of the test split as the best model takes it, and of all of train."""
+    test = next(group.splits["test"] for group in groups if best in group.names)
+    index = np.unique(np.concatenate([find_examples(score.probabilities, test.labels).indices for score in shown]))
+    write_examples(folder.examples_npz, index, thumbnails(test.images[index]))
+    train = next((group.splits["train"] for group in groups if "train" in group.splits), None)
+    if train is not None:
+        index = sample_indices(train.labels)
+        write_samples(folder.samples_npz, train.labels[index], thumbnails(train.images[index]))
 
 
 def _results_row(saved: SavedModel, score: Score, single: Latency, batched: Latency) -> Row:

@@ -144,6 +144,8 @@ class RunFolder:
         self.predictions_npz = self.predictions("test")
         self.quality_csv = self.evaluation / "quality.csv"
         self.classes_csv = self.evaluation / "classes.csv"
+        self.examples_npz = self.evaluation / "examples.npz"
+        self.samples_npz = self.evaluation / "samples.npz"
         self.latency_csv = self.evaluation / "latency.csv"
         self.report_html = root / "report.html"
         self.report_md = root / "report.md"
@@ -224,23 +226,55 @@ def read_csv(path: Path) -> list[Row]:
     return [{column: _typed(column, cell) for column, cell in row.items() if column} for row in rows]
 
 
-def write_predictions(path: Path, labels: np.ndarray, probabilities: Mapping[str, np.ndarray]) -> None:
-    """Write the labels (N,) of a split and each model's class probabilities (N, C), atomically."""
+def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     data = io.BytesIO()
-    np.savez_compressed(
-        data,
-        labels=labels.astype(np.int64),
-        **{name: values.astype(np.float32) for name, values in probabilities.items()},  # type: ignore[arg-type]
-    )
+    np.savez_compressed(data, **arrays)  # type: ignore[arg-type]
     write_bytes(path, data.getvalue())
 
 
-def read_predictions(path: Path) -> dict[str, np.ndarray]:
-    """Read `labels` (N,) int64 and an array (N, C) float32 for each model; a missing file has none."""
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         return {}
     with np.load(path, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
+
+
+def write_predictions(path: Path, labels: np.ndarray, probabilities: Mapping[str, np.ndarray]) -> None:
+    """Write the labels (N,) of a split and each model's class probabilities (N, C), atomically."""
+    by_model = {name: values.astype(np.float32) for name, values in probabilities.items()}
+    _write_arrays(path, {"labels": labels.astype(np.int64), **by_model})
+
+
+def read_predictions(path: Path) -> dict[str, np.ndarray]:
+    """Read `labels` (N,) int64 and an array (N, C) float32 for each model; a missing file has none."""
+    return _read_arrays(path)
+
+
+def write_examples(path: Path, index: np.ndarray, images: np.ndarray) -> None:
+    """Write thumbnails (K, C, H, W) uint8 of the test images of that index (K,), atomically."""
+    _write_arrays(path, {"index": index.astype(np.int64), "images": images})
+
+
+def read_examples(path: Path) -> dict[int, np.ndarray]:
+    """Read thumbnails (C, H, W) uint8 by index into the test split; a missing file has none.
+
+    Which index shows what of a model's predictions tells :func:`~cifar_ray.results.examples.find_examples`.
+    """
+    arrays = _read_arrays(path)
+    return dict(zip(arrays["index"].tolist(), arrays["images"], strict=True)) if arrays else {}
+
+
+def write_samples(path: Path, labels: np.ndarray, images: np.ndarray) -> None:
+    """Write thumbnails (K, C, H, W) uint8 of training images, and their labels (K,), atomically."""
+    _write_arrays(path, {"labels": labels.astype(np.int64), "images": images})
+
+
+def read_samples(path: Path) -> dict[int, np.ndarray]:
+    """Read thumbnails (K, C, H, W) uint8 of training images by class; a missing file has none."""
+    arrays = _read_arrays(path)
+    return {
+        label: arrays["images"][arrays["labels"] == label] for label in np.unique(arrays.get("labels", [])).tolist()
+    }
 
 
 def write_history(folder: Path, rows: Sequence[Row]) -> None:

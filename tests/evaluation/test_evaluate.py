@@ -16,7 +16,8 @@ from cifar_ray.evaluation.quality import class_quality, split_quality
 from cifar_ray.models.classifier import build_model
 from cifar_ray.models.saved import load_model, pack_weights, save_model
 from cifar_ray.results.card import IN_RESULTS
-from cifar_ray.results.records import RunFolder, read_csv, read_predictions
+from cifar_ray.results.examples import find_examples
+from cifar_ray.results.records import RunFolder, read_csv, read_examples, read_predictions, read_samples
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -107,6 +108,19 @@ def test_the_quality_of_every_model_and_split_is_that_of_the_kept_predictions(ev
             assert of_model["test_accuracy"] == row["accuracy"] and of_model["test_loss"] == row["log_loss"]
             assert of_model["test_f1_macro"] == row["f1_macro"]
             assert of_model["test_auc_macro_ovr"] == row["auc_macro_ovr"]
+
+
+def test_the_images_that_a_report_shows_are_kept(evaluated: Evaluated) -> None:
+    folder, test = evaluated.folder, evaluated.groups[1].splits["test"]  # of `small` a seed failed
+    kept, images = read_predictions(folder.predictions_npz), read_examples(folder.examples_npz)
+    assert list(images) == find_examples(kept[NAMES[2]], kept["labels"]).indices.tolist()
+    for index, image in images.items():
+        np.testing.assert_array_equal(image, test.images[index])
+    samples, train = read_samples(folder.samples_npz), evaluated.groups[0].splits["train"]
+    assert list(samples) == [0, 1, 2]
+    for label, of_class in samples.items():
+        assert of_class.shape == (5, 1, 8, 8)
+        assert all((train.images[train.labels == label] == image).all((1, 2, 3)).any() for image in of_class)
 
 
 def test_results_hold_every_model_and_best_is_the_best_validation_seed_of_a_whole_configuration(

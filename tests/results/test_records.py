@@ -22,10 +22,14 @@ from cifar_ray.results.records import (
     RESULTS_COLUMNS,
     RunFolder,
     read_csv,
+    read_examples,
     read_predictions,
+    read_samples,
     read_trials,
     write_csv,
+    write_examples,
     write_predictions,
+    write_samples,
     write_trials,
 )
 
@@ -147,6 +151,21 @@ def test_predictions_round_trip(tmp_path: Path) -> None:
     read = read_predictions(path)
     assert (read["labels"].dtype, read["a-seed0"].dtype) == (np.int64, np.float32)
     np.testing.assert_array_equal(read["a-seed0"], probabilities)
+
+
+def test_pictures_round_trip(tmp_path: Path) -> None:
+    assert read_examples(tmp_path / "examples.npz") == {} == read_samples(tmp_path / "samples.npz")
+    images = np.arange(3 * 4, dtype=np.uint8).reshape(3, 1, 2, 2)
+    write_examples(tmp_path / "examples.npz", np.array([2, 5, 9]), images)
+    examples = read_examples(tmp_path / "examples.npz")
+    assert list(examples) == [2, 5, 9]
+    np.testing.assert_array_equal(examples[5], images[1])
+    write_samples(tmp_path / "samples.npz", np.array([1, 0, 1]), images)
+    samples = read_samples(tmp_path / "samples.npz")
+    np.testing.assert_array_equal(samples[1], images[[0, 2]])
+    assert samples[0].dtype == np.uint8 and list(samples) == [0, 1]
+    write_examples(tmp_path / "none.npz", np.zeros(0, int), images[:0])
+    assert read_examples(tmp_path / "none.npz") == {}
 
 
 def test_written_json_is_what_json_reads(tmp_path: Path) -> None:
