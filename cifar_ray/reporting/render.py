@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_ray.files import write_bytes, write_text
+from cifar_ray.reporting.facts import facts_of
 from cifar_ray.reporting.figures import FIGURE_STYLE
 from cifar_ray.reporting.parts import Section
 from cifar_ray.reporting.quality import curves, errors
 from cifar_ray.reporting.speed import speed
-from cifar_ray.reporting.summary import configuration, facts_of, families, finalists, gain, headline_of
+from cifar_ray.reporting.summary import configuration, families, finalists, gain, headline_of
 from cifar_ray.reporting.trials import all_trials, best_trials, ledger
 from cifar_ray.results.recorded_run import Records
 from cifar_ray.results.records import RunFolder

@@ -1,4 +1,4 @@
-"""What a report says, in order: the headline, the key facts, and the sections, here those of the final models.
+"""What a report says of the final models: the headline and their sections.
 
 Knows nothing of HTML and Markdown, which only lay the sections out.
 """
@@ -8,45 +8,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from cifar_ray.reporting.parts import Section, Table, difference_text, score_text, shared_images, with_unit
+from cifar_ray.reporting.parts import Section, Table, difference_text, score_text, with_unit
 from cifar_ray.reporting.trials import search_gain
 from cifar_ray.reporting.verdict import family_verdict, verdict
 from cifar_ray.results.ranking import ConfigSummary, best_value
 from cifar_ray.results.recorded_run import Records
 from cifar_ray.results.records import Row
 from cifar_ray.results.statistics import Comparison
-from cifar_ray.text import counted, decimals, duration, short, thousands
-
-
-def facts_of(records: Records) -> list[tuple[str, str]]:
-    """Label and text of the key facts."""
-    run, data, device = records.run, records.data, records.device
-    splits = [f"{thousands(data.get(f'num_{split}'))} {split}" for split in ("train", "val", "test")]
-    side = data.get("image_size", "?")
-    size = f"{side} x {side} pixels, {'grayscale' if data.get('channels') == 1 else 'colour'}"
-    used = f"{counted(device.get('num_cpus'), 'CPU')}, {counted(device.get('num_gpus'), 'GPU')}, "
-    used += f"{counted(device.get('slots'), 'trial')} at a time"
-    settings = run.get("settings") or {}
-    workers = settings.get("workers_per_trial") or settings.get("workers") or 1
-    used += f", {workers} workers each" if workers > 1 else ""
-    weights = [f"{one['backbone']}: {one['source']} (SHA-256 {one['sha256'][:12]})" for one in
-               (run.get("unchanged") or {}).get("weights") or ()]  # fmt: skip
-    started, ended = (str(run.get(key) or "")[:19].replace("T", " ") for key in ("start", "end"))
-    ended = f" to {ended}" if ended else "; not finished: interrupted, or still running"
-    times = len(run.get("resumed") or [])
-    ended += f" (interrupted and taken up again {'once' if times == 1 else f'{times} times'})" if times else ""
-    return [
-        ("Data", f"{data.get('source', '?')}: {len(data.get('class_names') or [])} classes, {size}"),
-        ("Images", " / ".join(splits)),
-        *([("In two splits", "; ".join(shared))] if (shared := shared_images(data)) else []),
-        ("Data fingerprint", str(data.get("fingerprint") or "?")[:12]),
-        *([("Weights", " · ".join(weights))] if weights else []),
-        ("Device", f"{device.get('name') or device.get('kind', '?')} ({used})"),
-        ("Metric and seed", f"validation {records.metric_name}, seed {run.get('seed', '?')}"),
-        ("Start and end", started + ended),
-        ("Wall-clock", " · ".join(f"{phase} {duration(s)}" for phase, s in records.phases.items()) or "not recorded"),
-        ("Versions", " · ".join(f"{name} {version}" for name, version in (run.get("versions") or {}).items())),
-    ]
+from cifar_ray.text import counted, decimals, short, thousands
 
 
 def _measured(records: Records, one: ConfigSummary) -> dict[str, str]:

@@ -36,38 +36,73 @@ def verdict(
     """
     if not summaries:
         return "No final model has been trained and evaluated, so there is no verdict."
-    best, others = summaries[0], [one.config for one in summaries[1:]]
+    best, others = summaries[0], summaries[1:]
     if not best.models:
         return f"Every final training failed, so there is no verdict. {best.config}: {best.failed}."
-    by_name = {one.b: one for one in comparisons if one.a == best.config}
-    lost = [one.config for one in summaries if not one.models]
     recipes = recipes or ({DEFAULT: "the default recipe"} if default else {})
+    by_name = {one.b: one for one in comparisons if one.a == best.config}
+    said = [
+        _against_default(best, others, by_name, metric, default, recipes),
+        _against_runner_up(best, others, by_name, metric, default, recipes),
+    ]
+    second = "; ".join(words for words in said if words)
+    first = f"Take {best.config}: {_score_of_best(best, bool(others), metric)}."
+    return first + (f" {second[0].upper()}{second[1:]}." if second else "")
+
+
+def _score_of_best(best: ConfigSummary, has_others: bool, metric: str) -> str:
+    """What the best reaches on test, and what it is the best by."""
     score, what = best.test_score(metric), METRIC_NAMES[metric]
-    lack = _lack(best, metric)
+    said = f"test {what} {_with_interval(score, metric)}" if score.n else f"test {what} unknown"
+    said += f", the best by mean validation {what}" if has_others else ""
+    return said + (f" (on {best.failed})" if best.failures else "")
 
-    def against(other: str, name: str, tie: str) -> str:
-        if other not in by_name:
-            return f"how it compares with {name} is unknown, since {'its trainings failed' if other in lost else lack}"
-        one = by_name[other]
-        words = f"it beats {name}" if one.low > 0 else f"it is worse on test than {name}" if one.high < 0 else tie
-        if not one.counts_seeds:
-            words = f"one seed is too few to compare it with {name}"
-        return f"{words}: {_difference(one)}"
 
-    first = f"test {what} {_with_interval(score, metric)}" if score.n else f"test {what} unknown"
-    second = []
-    if others and best.config == default:
-        second.append(f"the search found nothing better than {recipes[default]}")
-    elif default in others:
-        tie = f"the search gained nothing measurable over {recipes[default]}"
-        second.append(against(default, recipes[default], tie))
-    if others and others[0] != default and others[0] not in lost:
-        name = f"the runner-up, {recipes[others[0]]}" if others[0] in recipes else f"the runner-up {others[0]}"
-        second.append(against(others[0], name, f"it cannot be told apart from {name}"))
-    first += f", the best by mean validation {what}" if others else ""
-    first += f" (on {best.failed})" if best.failures else ""
-    said = "; ".join(second)
-    return f"Take {best.config}: {first}." + (f" {said[0].upper()}{said[1:]}." if said else "")
+def _against_default(
+    best: ConfigSummary,
+    others: Sequence[ConfigSummary],
+    by_name: Mapping[str, Comparison],
+    metric: str,
+    default: str | None,
+    recipes: Mapping[str, str],
+) -> str:
+    """What the search gained; empty without one."""
+    if others and default and best.config == default:
+        return f"the search found nothing better than {recipes[default]}"
+    for one in others:
+        if default and one.config == default:
+            tie = f"the search gained nothing measurable over {recipes[default]}"
+            return _against(best, one, by_name.get(default), metric, recipes[default], tie)
+    return ""
+
+
+def _against_runner_up(
+    best: ConfigSummary,
+    others: Sequence[ConfigSummary],
+    by_name: Mapping[str, Comparison],
+    metric: str,
+    default: str | None,
+    recipes: Mapping[str, str],
+) -> str:
+    """How sure it is that the second is not as good; empty where there is none, or the default was told of already."""
+    if not others or others[0].config == default or not others[0].models:
+        return ""
+    other = others[0].config
+    name = f"the runner-up, {recipes[other]}" if other in recipes else f"the runner-up {other}"
+    return _against(best, others[0], by_name.get(other), metric, name, f"it cannot be told apart from {name}")
+
+
+def _against(
+    best: ConfigSummary, other: ConfigSummary, found: Comparison | None, metric: str, name: str, tie: str
+) -> str:
+    """How the best compares with another, called `name`; `tie` says that they cannot be told apart."""
+    if found is None:
+        why = _lack(best, metric) if other.models else "its trainings failed"
+        return f"how it compares with {name} is unknown, since {why}"
+    words = f"it beats {name}" if found.low > 0 else f"it is worse on test than {name}" if found.high < 0 else tie
+    if not found.counts_seeds:
+        words = f"one seed is too few to compare it with {name}"
+    return f"{words}: {_difference(found)}"
 
 
 def _lack(best: ConfigSummary, metric: str) -> str:
@@ -115,15 +150,8 @@ def family_verdict(
 
 def _family_against(winner: ConfigSummary, other: ConfigSummary, found: Comparison | str, first: str) -> str:
     """`found`: how they compare, or why that is unknown."""
-    ratios = {}
-    if winner.num_params and other.num_params:
-        ratios["size"] = winner.num_params / other.num_params
-    if winner.latency_ms_p50 and other.latency_ms_p50:
-        ratios["speed"] = winner.latency_ms_p50 / other.latency_ms_p50
-    things = {"size": ("parameters", "as many"), "speed": ("latency of one image", "the same")}
-    cost = " and ".join(_times(ratio, *things[what]) for what, ratio in ratios.items())
-    cost = cost and f", {'for' if min(ratios.values()) > 1 else 'with'} {cost}"
-
+    ratios = _cost_ratios(winner, other)
+    cost = _cost(ratios)
     if isinstance(found, str):
         return f"{first}{cost}; how it compares with {other.family} on test is unknown, since {found}."
     said = f"{_difference(found)}{cost}"
@@ -133,9 +161,30 @@ def _family_against(winner: ConfigSummary, other: ConfigSummary, found: Comparis
         return f"Take {winner.family}, whose best configuration beats that of {other.family} on test: {said}."
     if found.high < 0:
         return f"No clear choice: {first}, but is worse on test than {other.family}: {said}."
+    take = _cheaper(winner, other, ratios)
+    return f"{first}, but cannot be told apart from {other.family} on test: {said}. Take {take or 'either'}."
+
+
+def _cost_ratios(winner: ConfigSummary, other: ConfigSummary) -> dict[str, float]:
+    """How many times the other's size and single-image latency the winner has, as far as both are known."""
+    ratios = {}
+    if winner.num_params and other.num_params:
+        ratios["size"] = winner.num_params / other.num_params
+    if winner.latency_ms_p50 and other.latency_ms_p50:
+        ratios["speed"] = winner.latency_ms_p50 / other.latency_ms_p50
+    return ratios
+
+
+def _cost(ratios: Mapping[str, float]) -> str:
+    things = {"size": ("parameters", "as many"), "speed": ("latency of one image", "the same")}
+    cost = " and ".join(_times(ratio, *things[what]) for what, ratio in ratios.items())
+    return cost and f", {'for' if min(ratios.values()) > 1 else 'with'} {cost}"
+
+
+def _cheaper(winner: ConfigSummary, other: ConfigSummary, ratios: Mapping[str, float]) -> str:
+    """Which family to take for what, where neither is better; empty where they cost the same."""
     cheaper: dict[str | None, list[str]] = {}
     for what, ratio in ratios.items():
         if abs(ratio - 1) >= 0.05:
             cheaper.setdefault(winner.family if ratio < 1 else other.family, []).append(what)
-    take = " and ".join(f"{family} where {' or '.join(whats)} counts" for family, whats in cheaper.items())
-    return f"{first}, but cannot be told apart from {other.family} on test: {said}. Take {take or 'either'}."
+    return " and ".join(f"{family} where {' or '.join(whats)} counts" for family, whats in cheaper.items())

@@ -1,46 +1,131 @@
-"""The records of a run as a report needs them: read once, with what follows from several of them."""
+"""The records of a run as a report needs them: each read once, when it is first asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
+
+import numpy as np
 
 from cifar_ray.files import read_json
 from cifar_ray.results.card import recorded_config
-from cifar_ray.results.ranking import best_of_families, best_value, compare_best, is_default, summarise
+from cifar_ray.results.ranking import (
+    ConfigSummary,
+    best_of_families,
+    best_value,
+    compare_best,
+    is_default,
+    summarise,
+)
 from cifar_ray.results.records import DEFAULT, TRIED, Row, RunFolder, read_csv, read_name, read_predictions, read_trials
-from cifar_ray.results.statistics import METRIC_NAMES
+from cifar_ray.results.statistics import METRIC_NAMES, Comparison
 
 
 class Records:
-    """All records of a run, read once; what is missing is empty."""
+    """All records of a run; what is missing is empty.
+
+    Raises:
+        InputError: there is no run.json, or it is broken; any other record that is broken raises when it is asked for.
+    """
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
         self.run: Row = read_json(folder.run_json)
-        self.metric = str(self.run.get("metric") or "accuracy")
-        self.metric_name = METRIC_NAMES[self.metric]
-        self.searched = self.run.get("kind") != "train"
-        self.trials = read_trials(folder.trials_jsonl)
-        self.rows = read_csv(folder.results_csv)
-        for row in self.rows:
-            read_name(row, "model", str(folder.results_csv))  # its folder is read below
-        self.latency = read_csv(folder.latency_csv)
-        self.predictions = read_predictions(folder.predictions_npz)
-        self.data: Row = self.run.get("data") or {}
-        self.summaries = summarise(self.rows, self.data.get("num_val"), self.predictions)
-        self.comparisons = compare_best(self.rows, self.summaries, self.predictions, self.metric)
+
+    # What run.json says.
+
+    @property
+    def metric(self) -> str:
+        return str(self.run.get("metric") or "accuracy")
+
+    @property
+    def metric_name(self) -> str:
+        return METRIC_NAMES[self.metric]
+
+    @property
+    def searched(self) -> bool:
+        """Whether there was a search, and not a training of named models."""
+        return self.run.get("kind") != "train"
+
+    @property
+    def data(self) -> Row:
+        return self.run.get("data") or {}
+
+    @property
+    def device(self) -> Row:
+        return self.run.get("device") or {}
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Seconds of each phase that has come to its end."""
+        return {name: s for name, s in (self.run.get("phases_s") or {}).items() if s is not None}
+
+    # What the other files hold.
+
+    @cached_property
+    def trials(self) -> list[Row]:
+        return read_trials(self.folder.trials_jsonl)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Of results.csv."""
+        rows = read_csv(self.folder.results_csv)
+        for row in rows:
+            read_name(row, "model", str(self.folder.results_csv))  # its folder is read for `histories`
+        return rows
+
+    @cached_property
+    def latency(self) -> list[Row]:
+        return read_csv(self.folder.latency_csv)
+
+    @cached_property
+    def predictions(self) -> dict[str, np.ndarray]:
+        return read_predictions(self.folder.predictions_npz)
+
+    @cached_property
+    def histories(self) -> dict[str, list[Row]]:
+        """Rows of history.csv of each final model."""
         models = [model for one in self.summaries for model in one.models]
-        self.histories = {name: read_csv(folder.model(name) / "history.csv") for name in models}
-        self.device: Row = self.run.get("device") or {}
-        self.phases = {name: s for name, s in (self.run.get("phases_s") or {}).items() if s is not None}
-        self.space_of = {trial["name"]: str(trial.get("space")) for trial in self.trials}
-        self.several_spaces = len(set(self.space_of.values())) > 1
-        self.family_of = {trial["name"]: (trial.get("config") or {}).get("family") for trial in self.trials}
-        self.family_of |= {one.config: one.family for one in self.summaries}
-        self.best_of_families = best_of_families(self.summaries)
-        self.several_families = len(self.best_of_families) > 1
+        return {name: read_csv(self.folder.model(name) / "history.csv") for name in models}
+
+    # What follows from several of them.
+
+    @cached_property
+    def summaries(self) -> list[ConfigSummary]:
+        return summarise(self.rows, self.data.get("num_val"), self.predictions)
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        return compare_best(self.rows, self.summaries, self.predictions, self.metric)
+
+    @cached_property
+    def best_of_families(self) -> list[ConfigSummary]:
+        return best_of_families(self.summaries)
+
+    @property
+    def several_families(self) -> bool:
+        return len(self.best_of_families) > 1
+
+    @cached_property
+    def tried(self) -> list[Row]:
+        """The trials whose best value counts, best first."""
         tried = [trial for trial in self.trials if trial["state"] in TRIED and best_value(trial) is not None]
-        self.tried = sorted(tried, key=lambda trial: -best_value(trial))
+        return sorted(tried, key=lambda trial: -best_value(trial))
+
+    @cached_property
+    def space_of(self) -> dict[str, str]:
+        """The space of each trial."""
+        return {trial["name"]: str(trial.get("space")) for trial in self.trials}
+
+    @property
+    def several_spaces(self) -> bool:
+        return len(set(self.space_of.values())) > 1
+
+    @cached_property
+    def family_of(self) -> dict[str, str | None]:
+        """The family of each trial and each final configuration, where it is known."""
+        of_trials = {trial["name"]: (trial.get("config") or {}).get("family") for trial in self.trials}
+        return of_trials | {one.config: one.family for one in self.summaries}
 
     def is_default(self, name: str) -> bool:
         """Whether that is a default recipe of the search; a named model may be called what it likes."""
