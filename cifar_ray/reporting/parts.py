@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from cifar_ray.results.statistics import Interval
 from cifar_ray.text import thousands
 
@@ -35,14 +37,40 @@ class Image:
 
 
 @dataclass
+class Tile:
+    """Pixels (H, W) or (H, W, 3) uint8 of an image, or of several side by side, and what stands below them."""
+
+    pixels: np.ndarray
+    caption: str
+
+
+@dataclass
+class Sheet:
+    """A contact sheet: images of the data beside each other. Its file in evaluation/ has the tiles alone."""
+
+    name: str
+    title: str
+    tiles: list[Tile]
+
+
+@dataclass
 class Section:
-    """A heading with paragraphs, tables, images and folded code, in this order; one without any is left out."""
+    """A heading with paragraphs, points of a list, tables, images, contact sheets and folded code, in this order.
+
+    One without any is left out.
+    """
 
     heading: str
     text: list[str] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     images: list[Image] = field(default_factory=list)
+    sheets: list[Sheet] = field(default_factory=list)
     folded: tuple[str, str] | None = None
+    points: list[str] = field(default_factory=list)
+
+    @property
+    def empty(self) -> bool:
+        return not (self.text or self.points or self.tables or self.images or self.sheets or self.folded)
 
 
 def shared_images(data: Mapping[str, Any]) -> list[str]:

@@ -1,61 +1,67 @@
-"""What the report says of quality: learning curves and errors."""
+"""What the report says of quality: training, validation and test side by side."""
 
 from __future__ import annotations
 
-import numpy as np
-
-from cifar_ray.reporting.figures import confusion_figure, curves_figure, png, search_figure, styles_of
-from cifar_ray.reporting.parts import Image, Section, Table
+from cifar_ray.reporting.parts import Section, Table, difference_text, score_text
 from cifar_ray.results.recorded_run import Records
-from cifar_ray.text import share, thousands
+from cifar_ray.text import counted, thousands
+
+SPLITS = ("train", "val", "test")
+
+SCORES = {
+    "accuracy": "accuracy %",
+    "auc_macro_ovr": "AUC",
+    "f1_macro": "F1",
+    "log_loss": "log-loss",
+    "top5_accuracy": "top-5 accuracy %",
+}
+"""Columns of quality.csv, and what the report calls them."""
+
+COMPARED = {"accuracy": "accuracy", "auc_macro_ovr": "auc", "f1_macro": "f1"}
+"""Those that configurations are compared by, and the names of these metrics."""
 
 
-def curves(records: Records) -> Section:
-    configs = {row["model"]: str(row["config"]) for row in records.rows}
-    finals = curves_figure(records.histories, configs, styles_of(records))
-    drawn = [
-        ("search", "Search: best value so far. Trials on the lower edge have no value, or one below this range",
-         search_figure(records.trials, records.metric_name)),
-        ("curves", "Final training: a line for each seed", finals),
-    ]  # fmt: skip
-    return Section(
-        "Figures", images=[Image(f"{name}.png", title, png(figure)) for name, title, figure in drawn if figure]
-    )
-
-
-def errors(records: Records) -> Section:
-    section = Section("Where the best model errs")
-    model = records.summaries[0].best_model if records.summaries else ""
-    if model not in records.predictions:
+def quality(records: Records) -> Section:
+    """A table for each score: the finalists, their mean over seeds on each split, and train - test."""
+    section = Section("Quality on training, validation and test images")
+    section.tables = [table for column, name in SCORES.items() if (table := _scores(records, column, name)).rows]
+    if not section.tables:
         return section
-    probabilities, labels = records.predictions[model], records.predictions["labels"]  # (N, C), (N,)
-    num_classes = probabilities.shape[1]
-    pairs = labels * num_classes + probabilities.argmax(axis=1)
-    counts = np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)  # (true, predicted)
-    names = [records.class_name(index) for index in range(num_classes)]
-    totals, right = counts.sum(axis=1), counts.diagonal()
+    sizes = {row["split"]: row["n"] for row in records.quality}
+    images = ", ".join(f"{thousands(sizes[split])} {split}" for split in SPLITS if split in sizes)
+    seeds = sorted({len(one.models) for one in records.summaries if one.models})
+    of_seeds = " to ".join(dict.fromkeys((str(seeds[0]), counted(seeds[-1], "seed"))))
+    of_seeds = counted(seeds[0], "seed") if len(seeds) == 1 else of_seeds
     section.text.append(
-        f"{model} on the test split: {thousands(right.sum())} of {thousands(totals.sum())} images right."
+        f"Means over {of_seeds}, on {images} images, training images as they are, without augmentation. AUC and F1 "
+        "are means over classes (AUC one-vs-rest). gap: train - test, what a model has learned by heart."
     )
-    title = "Confusion matrix: the darker, the larger the share of the true class"
-    title += "; with numbers of test images" if num_classes <= 20 else ""
-    section.images.append(Image("confusion.png", title, png(confusion_figure(counts, names)), wide=num_classes > 12))
-
-    wrong = counts - np.diag(right)
-    order = [divmod(int(i), num_classes) for i in np.argsort(-wrong, axis=None, kind="stable")[:6]]
-    rows = [[names[i], names[j], str(wrong[i, j]), share(wrong[i, j], totals[i])] for i, j in order if wrong[i, j]]
-    if rows:
-        section.tables.append(
-            Table(
-                ["true", "predicted", "images", "share"],
-                rows,
-                "Most frequent confusions, with their share of the true class.",
-                2,
-            )
+    marks = [mark for table in section.tables for of_row in table.marks.values() for mark in of_row]
+    if "tie" in marks:
+        section.text.append(
+            "`best` ranks first by validation. `tie`: on test it cannot be told apart from that one by this score, "
+            "since the 95 % interval of their difference holds 0."
         )
-    recall = np.where(totals > 0, right / np.maximum(totals, 1), np.inf)  # classes without images come last
-    order_by_recall = np.argsort(recall, kind="stable")[:20]
-    rows = [[names[i], str(totals[i]), share(right[i], totals[i])] for i in order_by_recall]
-    note = "Recall by class, lowest first" + (f" (20 of {num_classes} classes)." if num_classes > 20 else ".")
-    section.tables.append(Table(["class", "images", "recall"], rows, note))
     return section
+
+
+def _scores(records: Records, column: str, name: str) -> Table:
+    metric = "accuracy" if name.endswith("%") else column
+    table = Table([name, *SPLITS, "gap"], [])
+    best = records.summaries[0].config if records.summaries else None
+    for one in records.summaries:
+        values = [records.mean_quality(one.config, split, column) for split in SPLITS]
+        if all(value is None for value in values):
+            continue
+        train, _, test = values
+        gap = "-" if train is None or test is None else difference_text(train - test, metric)
+        marks = ["best"] if one.config == best else ["tie"] if _ties(records, best, one.config, column) else []
+        table.marks[len(table.rows)] = marks
+        table.rows.append([one.config, *(score_text(value, metric) for value in values), gap])
+    return table
+
+
+def _ties(records: Records, best: str | None, config: str, column: str) -> bool:
+    metric = COMPARED.get(column)
+    found = records.comparison(best, config, metric) if best and metric else None
+    return found is not None and found.low <= 0 <= found.high

@@ -12,10 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_ray.files import write_bytes, write_text
+from cifar_ray.reporting.curves import curves, search
+from cifar_ray.reporting.data import data
 from cifar_ray.reporting.facts import facts_of
 from cifar_ray.reporting.figures import FIGURE_STYLE
+from cifar_ray.reporting.mistakes import mistakes
 from cifar_ray.reporting.parts import Section
-from cifar_ray.reporting.quality import curves, errors
+from cifar_ray.reporting.quality import quality
+from cifar_ray.reporting.reflection import reflection
+from cifar_ray.reporting.robustness import robustness
+from cifar_ray.reporting.sheets import data_uri, sheet_png
 from cifar_ray.reporting.speed import speed
 from cifar_ray.reporting.summary import configuration, families, finalists, gain, headline_of
 from cifar_ray.reporting.trials import all_trials, best_trials, ledger
@@ -38,8 +44,11 @@ def build_report(run: Path) -> tuple[Path, Path]:
     records = Records(folder)
     with matplotlib.rc_context(FIGURE_STYLE):
         sections = sections_of(records)
-    for image in [image for section in sections for image in section.images]:
-        write_bytes(folder.evaluation / image.name, image.png)
+    for section in sections:
+        for image in section.images:
+            write_bytes(folder.evaluation / image.name, image.png)
+        for sheet in section.sheets:
+            write_bytes(folder.evaluation / sheet.name, sheet_png(sheet))
     title, headline, facts = run.resolve().name, headline_of(records), facts_of(records)
     command = str(records.run.get("command") or "")
     environment = jinja2.Environment(
@@ -47,6 +56,7 @@ def build_report(run: Path) -> tuple[Path, Path]:
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    environment.filters["data_uri"] = data_uri
     page = environment.get_template("report.html.j2")
     text = page.render(title=title, headline=headline, facts=facts, command=command, sections=sections)
     write_text(folder.report_html, text)
@@ -63,8 +73,7 @@ def _escaped(text: str) -> str:
 def _markdown(
     title: str, headline: str, facts: Sequence[tuple[str, str]], command: str, sections: Sequence[Section]
 ) -> str:
-    lines = [f"# {_escaped(title)}", "", f"**{_escaped(headline)}**", "", *_fenced(command), ""]
-    lines += [f"- {label}: {_escaped(text)}" for label, text in facts] + [""]
+    lines = [f"# {_escaped(title)}", "", f"**{_escaped(headline)}**", ""]
     for section in sections:
         lines += [f"## {section.heading}", ""]
         for text in section.text:
@@ -80,6 +89,12 @@ def _markdown(
             lines += ["", _escaped(table.note), ""] if table.note else [""]
         for image in section.images:
             lines += [f"![{_escaped(image.title)}](evaluation/{image.name})", ""]
+        for sheet in section.sheets:
+            captions = "; ".join(tile.caption for tile in sheet.tiles)
+            lines += [f"![{_escaped(sheet.title)}](evaluation/{sheet.name})", ""]
+            lines += [_escaped(f"{sheet.title}. Row by row: {captions}."), ""]
+        if section.points:
+            lines += ["What to try next:", "", *(f"- {_escaped(text)}" for text in section.points), ""]
         if section.folded:
             summary, code = section.folded
             lines += [
@@ -91,6 +106,8 @@ def _markdown(
                 "</details>",
                 "",
             ]
+    lines += ["## The run", "", *_fenced(command), ""]
+    lines += [f"- {label}: {_escaped(text)}" for label, text in facts] + [""]
     return "\n".join(lines)
 
 
@@ -101,7 +118,8 @@ def _fenced(code: str) -> list[str]:
 
 def sections_of(records: Records) -> list[Section]:
     """All sections in the order of the report, without those that the run has no records for."""
-    sections = [finalists(records) if records.summaries else best_trials(records), families(records)]
-    sections += [gain(records), curves(records), errors(records), speed(records), configuration(records)]
+    sections = [reflection(records), finalists(records) if records.summaries else best_trials(records)]
+    sections += [families(records), gain(records), quality(records), curves(records), *mistakes(records)]
+    sections += [robustness(records), speed(records), configuration(records), data(records), search(records)]
     sections += [all_trials(records), ledger(records)]
-    return [one for one in sections if one.text or one.tables or one.images or one.folded]
+    return [one for one in sections if not one.empty]

@@ -86,7 +86,7 @@ def families(records: Records) -> Section:
     for index, one in enumerate(records.best_of_families):
         table.marks[index] = ["best"] * (index == 0) + _tta(one)
         cells = {"family": str(one.family), "configuration": one.config, **_measured(records, one)}
-        del cells["p95 ms"]
+        del cells["p95 ms"], cells["images/s"]
         cells |= {"train s": "-" if one.train_s is None else f"{one.train_s:,.1f}"}
         if found := by_name.get(one.config):  # of the winner with this one
             cells |= _difference_cells(records, -found.difference, -found.high, -found.low)

@@ -123,7 +123,7 @@ def _with_interval(score: Interval, metric: str) -> str:
     )
 
 
-def _times(ratio: float, thing: str, same: str) -> str:
+def times(ratio: float, thing: str, same: str) -> str:
     """So many times a thing, with two significant digits: `71 times the parameters`, `1.4 % of the parameters`."""
     if abs(ratio - 1) < 0.05:
         return f"about {same} {thing}"
@@ -177,7 +177,7 @@ def _cost_ratios(winner: ConfigSummary, other: ConfigSummary) -> dict[str, float
 
 def _cost(ratios: Mapping[str, float]) -> str:
     things = {"size": ("parameters", "as many"), "speed": ("latency of one image", "the same")}
-    cost = " and ".join(_times(ratio, *things[what]) for what, ratio in ratios.items())
+    cost = " and ".join(times(ratio, *things[what]) for what, ratio in ratios.items())
     return cost and f", {'for' if min(ratios.values()) > 1 else 'with'} {cost}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
+from statistics import fmean
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from cifar_ray.results.ranking import (
     summarise,
 )
 from cifar_ray.results.records import DEFAULT, TRIED, Row, RunFolder, read_csv, read_name, read_predictions, read_trials
-from cifar_ray.results.statistics import METRIC_NAMES, Comparison
+from cifar_ray.results.statistics import METRIC_NAMES, Comparison, compare, image_scores
 
 
 class Records:
@@ -56,6 +57,16 @@ class Records:
         return self.run.get("device") or {}
 
     @property
+    def class_counts(self) -> dict[str, list[int]]:
+        """Images of each class, by split; older runs have none."""
+        return self.data.get("class_counts") or {}
+
+    @property
+    def test_readings(self) -> Row:
+        """How often the test split was read, `readings` in so many `runs`; older runs do not know."""
+        return self.run.get("test_readings") or {}
+
+    @property
     def phases(self) -> dict[str, float]:
         """Seconds of each phase that has come to its end."""
         return {name: s for name, s in (self.run.get("phases_s") or {}).items() if s is not None}
@@ -83,6 +94,21 @@ class Records:
         return read_predictions(self.folder.predictions_npz)
 
     @cached_property
+    def quality(self) -> list[Row]:
+        """Of quality.csv: the scores of each final model on each split."""
+        return read_csv(self.folder.evaluation / "quality.csv")
+
+    @cached_property
+    def classes(self) -> list[Row]:
+        """Of classes.csv: the scores of each final model on each class of each split."""
+        return read_csv(self.folder.evaluation / "classes.csv")
+
+    @cached_property
+    def robustness(self) -> list[Row]:
+        """Of robustness.csv: the accuracy of some models on corrupted test images."""
+        return read_csv(self.folder.evaluation / "robustness.csv")
+
+    @cached_property
     def histories(self) -> dict[str, list[Row]]:
         """Rows of history.csv of each final model."""
         models = [model for one in self.summaries for model in one.models]
@@ -101,6 +127,21 @@ class Records:
     @cached_property
     def best_of_families(self) -> list[ConfigSummary]:
         return best_of_families(self.summaries)
+
+    def mean_quality(self, config: str, split: str, column: str) -> float | None:
+        """A score of a configuration on a split, the mean over its seeds; None where it is not recorded."""
+        rows = [row for row in self.quality if row["config"] == config and row["split"] == split]
+        known = [row[column] for row in rows if row.get(column) is not None]
+        return fmean(known) if known else None
+
+    def comparison(self, a: str, b: str, metric: str) -> Comparison | None:
+        """How two configurations compare on test by any metric; None where their predictions do not tell."""
+        labels = self.predictions.get("labels", np.zeros(0, np.int64))
+        for config in (a, b):
+            models = [row["model"] for row in self.rows if row["config"] == config and row["model"] in self.predictions]
+            if not models or image_scores(metric, self.predictions[models[0]], labels) is None:
+                return None
+        return compare(self.rows, a, b, self.predictions, metric)
 
     @property
     def several_families(self) -> bool:

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from cifar_ray.config import CNNConfig, OptimizerConfig, ResNetConfig, TrialConfig
-from cifar_ray.files import write_json
+from cifar_ray.files import read_json, write_json
 from cifar_ray.results.records import (
     HISTORY_COLUMNS,
     LATENCY_COLUMNS,
     RESULTS_COLUMNS,
     RunFolder,
+    read_csv,
+    read_predictions,
     write_csv,
     write_predictions,
     write_trials,
@@ -263,3 +265,46 @@ def make_run(
     ]
     write_csv(folder.latency_csv, LATENCY_COLUMNS, latency)
     return folder
+
+
+CORRUPTIONS = ("noise", "blur", "contrast", "brightness", "jpeg", "pixelation", "shift", "rotation")
+
+
+def write_quality(folder: RunFolder, train_accuracy: float = 0.99) -> None:
+    """Write quality.csv and classes.csv, as an evaluation does, to a run that `make_run` wrote."""
+    data, predictions = read_json(folder.run_json)["data"], read_predictions(folder.predictions_npz)
+    labels = predictions["labels"]
+    rows, classes = [], []
+    for row in read_csv(folder.results_csv):
+        if row["failure"]:
+            continue
+        test = {"accuracy": row["test_accuracy"], "auc_macro_ovr": row["test_auc_macro_ovr"]}
+        test |= {"f1_macro": row["test_f1_macro"], "log_loss": 0.12, "top5_accuracy": 0.995}
+        val = dict.fromkeys(test, row["val_accuracy"]) | {"log_loss": 0.10}
+        train = dict.fromkeys(test, train_accuracy) | {"log_loss": 0.03}
+        who = {"model": row["model"], "config": row["config"]}
+        rows += [{**who, "split": split, "n": data[f"num_{split}"], **scores}
+                 for split, scores in (("train", train), ("val", val), ("test", test))]  # fmt: skip
+        predicted = predictions[row["model"]].argmax(axis=1)
+        for index in range(len(data["class_names"])):
+            right = int(((labels == index) & (predicted == index)).sum())
+            n, said = int((labels == index).sum()), int((predicted == index).sum())
+            scores = {"auc_ovr": 0.9 + index / 100 if n else None, "precision": right / said if said else None}
+            scores |= {"recall": right / n if n else None, "f1": 2 * right / (n + said) if n + said else None}
+            classes.append({**who, "split": "test", "class": index, "n": n, **scores})
+    write_csv(folder.evaluation / "quality.csv", list(rows[0]), rows)
+    write_csv(folder.evaluation / "classes.csv", list(classes[0]), classes)
+
+
+def write_robustness(folder: RunFolder, drop: float = 0.05) -> None:
+    """Write robustness.csv: each corruption costs a CNN `drop` times its severity, and a ResNet half of that."""
+    rows = []
+    for row in read_csv(folder.results_csv):
+        if row["seed"] != 0 or row["failure"]:
+            continue
+        step = drop if row["family"] == "cnn" else drop / 2
+        kinds = [("none", 0), *((name, severity) for name in CORRUPTIONS for severity in (1, 2, 3))]
+        rows += [{"model": row["model"], "config": row["config"], "family": row["family"], "corruption": name,
+                  "severity": severity, "n": 300, "accuracy": row["test_accuracy"] - step * severity}
+                 for name, severity in kinds]  # fmt: skip
+    write_csv(folder.evaluation / "robustness.csv", list(rows[0]), rows)

@@ -1,0 +1,63 @@
+"""What the report says of the data: what its images look like, and how its classes are distributed over the splits."""
+
+from __future__ import annotations
+
+from cifar_ray.reporting.parts import Section, Table, shared_images
+from cifar_ray.results.recorded_run import Records
+from cifar_ray.text import counted, share, thousands
+
+SPLITS = ("train", "val", "test")
+
+NUM_CLASSES_SHOWN = 20
+NUM_BAD_SHOWN = 5
+
+
+def data(records: Records) -> Section:
+    section = Section("The data")
+    section.text = [*shared_images(records.data), *_bad_images(records), *_readings(records)]
+    section.text = [text if text.endswith(".") else f"{text}." for text in section.text]
+    section.tables = _distribution(records)
+    return section
+
+
+def _bad_images(records: Records) -> list[str]:
+    bad = records.data.get("bad_images") or []
+    if not bad:
+        return []
+    first = ", ".join(str(one) for one in bad[:NUM_BAD_SHOWN])
+    more = f" and {len(bad) - NUM_BAD_SHOWN} more, all in run.json" if len(bad) > NUM_BAD_SHOWN else ""
+    return [f"{counted(len(bad), 'image')} could not be read and {'is' if len(bad) == 1 else 'are'} left out: "
+            f"{first}{more}"]  # fmt: skip
+
+
+def _readings(records: Records) -> list[str]:
+    """How often this test split was read: choices that follow a reading make later scores too good."""
+    readings = records.test_readings
+    if not readings:
+        return []
+    times = "once" if readings["readings"] == 1 else f"{readings['readings']} times"
+    said = f"This test split has been read {times} so far, in {counted(readings['runs'], 'run')}"
+    if readings["readings"] == 1:
+        return [said]
+    return [f"{said}: what was chosen after a reading makes the scores of the next one look too good"]
+
+
+def _distribution(records: Records) -> list[Table]:
+    """Images of each class in each split, the rarest first."""
+    counts = records.class_counts
+    if not counts:
+        return []
+    splits = [split for split in SPLITS if split in counts]
+    train = counts["train"]
+    order = sorted(range(len(train)), key=lambda index: (train[index], index))
+    shown = order[:NUM_CLASSES_SHOWN]
+    total = sum(train)
+    rows = [[records.class_name(i), *(thousands(counts[split][i]) for split in splits), share(train[i], total)]
+            for i in shown]  # fmt: skip
+    note = "Images by class, the rarest in training first"
+    note += f" ({NUM_CLASSES_SHOWN} of {len(train)} classes)" if len(order) > len(shown) else ""
+    note += f". The largest class has {max(train) / min(train):.1f} times the training images of the smallest" * (
+        min(train) > 0
+    )
+    shares = [train[i] / max(train) for i in shown]
+    return [Table(["class", *splits, "share of train"], rows, f"{note}.", shares=shares)]

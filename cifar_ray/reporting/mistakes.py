@@ -1,0 +1,74 @@
+"""What the report says of mistakes: for the best model of each family, which classes fail and how."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cifar_ray.reporting.figures import confusion_figure, png, roc_figure
+from cifar_ray.reporting.parts import Image, Section, Table
+from cifar_ray.results.ranking import ConfigSummary
+from cifar_ray.results.recorded_run import Records
+from cifar_ray.text import decimals, share, thousands
+
+NUM_CLASSES_SHOWN = 20
+
+
+def mistakes(records: Records) -> list[Section]:
+    """A section for the best of each family; where families are not known, for the best of all."""
+    best = records.best_of_families or records.summaries[:1]
+    return [_of_model(records, one) for one in best if one.best_model in records.predictions]
+
+
+def confusion_counts(records: Records, model: str) -> np.ndarray:
+    """Test images (C, C) of a model by their true and their predicted class."""
+    probabilities, labels = records.predictions[model], records.predictions["labels"]  # (N, C), (N,)
+    num_classes = probabilities.shape[1]
+    pairs = labels * num_classes + probabilities.argmax(axis=1)
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def _of_model(records: Records, one: ConfigSummary) -> Section:
+    model, of_family = one.best_model, f"-{one.family}" if records.several_families else ""
+    section = Section(f"Where the best {one.family if records.several_families else 'model'} errs")
+    counts = confusion_counts(records, model)
+    num_classes = len(counts)
+    names = [records.class_name(index) for index in range(num_classes)]
+    section.text.append(
+        f"{model} on the test split: {thousands(counts.trace())} of {thousands(counts.sum())} images right."
+    )
+    title = "Confusion matrix: the darker, the larger the share of the true class"
+    title += "; with numbers of test images" if num_classes <= 20 else ""
+    image = png(confusion_figure(counts, names))
+    section.images.append(Image(f"confusion{of_family}.png", title, image, wide=num_classes > 12))
+    roc = roc_figure(records.predictions[model], records.predictions["labels"], names)
+    if roc:
+        title = "ROC curves on the test split, each class against all others, from one false positive on (log scale)"
+        section.images.append(Image(f"roc{of_family}.png", title, png(roc)))
+    section.tables = [table for table in (_classes(records, model, counts), _pairs(counts, names)) if table.rows]
+    return section
+
+
+def _classes(records: Records, model: str, counts: np.ndarray) -> Table:
+    """Precision, recall, F1 and AUC of each class, the worst first; classes without test images come last."""
+    true, predicted, right = counts.sum(axis=1), counts.sum(axis=0), counts.diagonal()
+    areas = {row["class"]: row.get("auc_ovr") for row in records.classes
+             if row["model"] == model and row["split"] == "test"}  # fmt: skip
+    f1 = np.where(true > 0, 2 * right / np.maximum(true + predicted, 1), np.inf)
+    rows = []
+    for index in map(int, np.argsort(f1, kind="stable")[:NUM_CLASSES_SHOWN]):
+        row = [records.class_name(index), str(true[index]), share(right[index], predicted[index])]
+        row += [share(right[index], true[index]), decimals(f1[index]) if true[index] else "-"]
+        rows.append([*row, decimals(areas.get(index))] if areas else row)
+    shown = f" ({NUM_CLASSES_SHOWN} of {len(counts)} classes)" if len(counts) > NUM_CLASSES_SHOWN else ""
+    columns = ["class", "images", "precision", "recall", "F1", *(["AUC"] if areas else [])]
+    note = f"By class on the test split, lowest F1 first{shown}."
+    return Table(columns, rows, f"{note} AUC: this class against all others." if areas else note)
+
+
+def _pairs(counts: np.ndarray, names: list[str]) -> Table:
+    """The most frequent confusions."""
+    wrong, totals = counts - np.diag(counts.diagonal()), counts.sum(axis=1)
+    order = [divmod(int(i), len(counts)) for i in np.argsort(-wrong, axis=None, kind="stable")[:6]]
+    rows = [[names[i], names[j], str(wrong[i, j]), share(wrong[i, j], totals[i])] for i, j in order if wrong[i, j]]
+    note = "Most frequent confusions, with their share of the true class."
+    return Table(["true", "predicted", "images", "share"], rows, note, 2)

@@ -1,0 +1,194 @@
+"""Sections of the report that rest on records which older runs do not have."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import records
+
+from cifar_ray.files import read_json, write_json
+from cifar_ray.reporting.curves import curves
+from cifar_ray.reporting.data import data
+from cifar_ray.reporting.figures import curves_figure, robustness_figure, roc_figure
+from cifar_ray.reporting.mistakes import mistakes
+from cifar_ray.reporting.parts import Table, difference_text, score_text
+from cifar_ray.reporting.quality import quality
+from cifar_ray.reporting.render import sections_of
+from cifar_ray.reporting.robustness import robustness
+from cifar_ray.results.recorded_run import Records
+from cifar_ray.results.records import Row, RunFolder, read_csv, write_csv
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A search of two families with all records."""
+    accuracies = {"trial-0013": 0.972, "default": 0.82, "default-resnet": 0.971, "trial-0012": 0.89}
+    folder = records.make_run(
+        tmp_path_factory.mktemp("run"), spaces=("cnn", "resnet"), accuracies=accuracies, num_test=500
+    )
+    records.write_quality(folder)
+    records.write_robustness(folder)
+    return folder
+
+
+def row_of(table: Table, name: str) -> dict[str, str]:
+    ((index, row),) = [(i, row) for i, row in enumerate(table.rows) if row[0] == name]
+    return dict(zip(table.columns, row, strict=True)) | {"marks": " ".join(table.marks.get(index, []))}
+
+
+def test_quality_stands_side_by_side_with_its_gap_and_what_is_tied(run: RunFolder) -> None:
+    found = Records(run)
+    tables = {table.columns[0]: table for table in quality(found).tables}
+    assert list(tables) == ["accuracy %", "AUC", "F1", "log-loss", "top-5 accuracy %"]
+    rows = [row for row in read_csv(run.results_csv) if row["config"] == "trial-0012"]
+    test = float(np.mean([row["test_accuracy"] for row in rows]))
+    accuracy, auc = row_of(tables["accuracy %"], "trial-0012"), row_of(tables["AUC"], "trial-0012")
+    assert (accuracy["train"], accuracy["test"]) == ("99.00", score_text(test))
+    assert accuracy["gap"] == difference_text(0.99 - test)
+    assert auc["test"] == score_text(float(np.mean([row["test_auc_macro_ovr"] for row in rows])), "auc")
+    comparison = found.comparison("trial-0013", "default-resnet", "accuracy")
+    assert comparison is not None and comparison.low < 0 < comparison.high
+    marks = {name: row_of(tables["accuracy %"], name)["marks"] for name in ("trial-0013", "default-resnet", "default")}
+    assert marks == {"trial-0013": "best", "default-resnet": "tie", "default": ""}
+    assert not any("tie" in marks for marks in tables["log-loss"].marks.values())  # nothing tells of it
+
+
+def test_older_runs_have_no_such_sections(tmp_path: Path) -> None:
+    found = Records(records.make_run(tmp_path))
+    assert quality(found).empty and robustness(found).empty and data(found).empty
+    headings = [section.heading for section in sections_of(found)]
+    assert "Learning curves" in headings and "Where the best model errs" in headings
+    assert not [heading for heading in headings if heading.startswith(("Quality", "Robustness", "The data"))]
+
+
+def test_classes_of_the_best_of_each_family_come_worst_first(run: RunFolder) -> None:
+    sections = mistakes(Records(run))
+    assert [section.heading for section in sections] == ["Where the best resnet errs", "Where the best cnn errs"]
+    for section in sections:
+        assert [image.name.split("-")[0] for image in section.images] == ["confusion", "roc"]
+        model = section.text[0].split()[0]
+        measured = {row["class"]: row for row in read_csv(run.evaluation / "classes.csv") if row["model"] == model}
+        table = section.tables[0]
+        assert table.columns == ["class", "images", "precision", "recall", "F1", "AUC"]
+        f1 = [float(row[4]) for row in table.rows]
+        assert f1 == sorted(f1)
+        index = records.CLASS_NAMES.index(table.rows[0][0])
+        assert table.rows[0][2:] == [
+            *(f"{100 * measured[index][name]:.1f} %" for name in ("precision", "recall")),
+            *(f"{measured[index][name]:.4f}" for name in ("f1", "auc_ovr")),
+        ]
+
+
+def test_roc_curves_have_the_areas_that_scikit_learn_says() -> None:
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 300)
+    probabilities = rng.dirichlet(np.ones(5), 300) + 0.5 * np.eye(5)[labels]  # the fifth class has no images
+    axes = roc_figure(probabilities, labels, list("abcde")).axes[0]
+    of_classes = {name: roc_auc_score(labels == i, probabilities[:, i]) for i, name in enumerate("abcd")}
+    said = dict(text.get_text().rsplit("  ", 1) for text in axes.get_legend().get_texts())
+    assert said == {name: f"{area:.4f}" for name, area in of_classes.items()} | {
+        "macro average": f"{np.mean(list(of_classes.values())):.4f}"
+    }
+    *_, macro = axes.lines
+    assert macro.get_linewidth() > 2 * axes.lines[0].get_linewidth()
+    assert roc_figure(probabilities, np.zeros(300, np.int64), list("abcde")) is None
+
+
+def test_curves_show_seeds_their_mean_and_the_best_epoch() -> None:
+    def seed(shift: float) -> list[Row]:
+        values = [{"epoch": e, "train_loss": 2 / e, "val_loss": 1 / e + shift, "train_accuracy": 1 - 1 / e} for e in
+                  range(1, 6)]  # fmt: skip
+        return [row | {"val_accuracy": 0.9 - shift - 0.5 / row["epoch"], "val_metric": 0.8} for row in values]
+
+    limits = {"loss": (0.0, 1.0), "accuracy": (0.0, 1.0)}
+    loss, accuracy = curves_figure([seed(0.0), seed(0.2)], [5, 3], limits).axes
+    means = [line for line in loss.lines if line.get_linewidth() > 2]
+    assert len(loss.lines) == 6 and len(means) == 2
+    np.testing.assert_allclose(means[1].get_ydata(), [1 / e + 0.1 for e in range(1, 6)])
+    (dots,) = loss.collections
+    np.testing.assert_allclose(dots.get_offsets(), [(5, 0.2), (3, 1 / 3 + 0.2)])
+    assert loss.get_ylim() == (0.0, 1.0) and accuracy.get_title() == "accuracy"
+    _, accuracy = curves_figure([seed(0.0)], [5], limits, "AUC").axes
+    assert len(accuracy.lines) == 3  # the metric that ranks, too
+
+
+def test_every_finalist_has_its_curves_in_the_same_range_however_far_behind_it_is(tmp_path: Path) -> None:
+    folder = records.make_run(tmp_path, accuracies={"trial-0012": 0.95, "default": 0.3})
+    section = curves(Records(folder))
+    assert [image.title for image in section.images] == [
+        f"{name}: 3 seeds, the thick line their mean" for name in ("trial-0012", "default")
+    ]
+    from cifar_ray.reporting.curves import _limits
+
+    low, high = _limits(list(Records(folder).histories.values()))["accuracy"]
+    assert low < 0.25 and high > 0.95
+
+
+def test_corruptions_are_told_for_families_side_by_side(run: RunFolder) -> None:
+    found = Records(run)
+    section = robustness(found)
+    overview, changes = section.tables
+    assert changes.columns == ["corruption", "resnet 1", "resnet 2", "resnet 3", "cnn 1", "cnn 2", "cnn 3"]
+    assert list(row_of(changes, "blur").values())[1:7] == ["-2.50", "-5.00", "-7.50", "-5.00", "-10.00", "-15.00"]
+    assert len(changes.rows) == len(records.CORRUPTIONS)
+    assert row_of(overview, "default-resnet")["marks"] == "baseline"
+    (clean,) = [row["test_accuracy"] for row in found.rows if row["model"] == "trial-0012-seed0"]
+    cells = row_of(overview, "trial-0012")
+    assert (cells["clean %"], cells["change"]) == (score_text(clean), "-10.00")
+    assert cells["worst %"] == f"{score_text(clean - 0.15)} (noise 3)"
+
+
+def test_corruption_figure_has_a_panel_each_that_begins_with_the_clean_images() -> None:
+    kinds = {(name, severity): 0.9 - 0.1 * severity for name in "abc" for severity in (1, 2)}
+    figure = robustness_figure({"x": (0.95, kinds), "y": (0.9, kinds)}, {"x": {"color": "k"}})
+    panels = [axes for axes in figure.axes if axes.axison]
+    assert [axes.get_title() for axes in panels] == ["a", "b", "c"]  # the fourth is empty
+    np.testing.assert_allclose(panels[0].lines[0].get_xydata(), [(0, 0.95), (1, 0.8), (2, 0.7)])
+
+
+def test_the_data_is_told_class_by_class_with_what_is_wrong_with_it(run: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(run.root, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    about = read_json(folder.run_json)
+    about["data"] |= {"class_counts": {"train": [100] * 9 + [20], "val": [10] * 10, "test": [50] * 10}}
+    about["data"] |= {"bad_images": [f"a/{i}.png: truncated" for i in range(7)], "num_test_copies": 3}
+    about["test_readings"] = {"readings": 7, "runs": 3}
+    write_json(folder.run_json, about)
+    section = data(Records(folder))
+    (table,) = section.tables
+    assert table.rows[0] == ["nine", "20", "10", "50", "2.2 %"] and table.shares and table.shares[:2] == [0.2, 1.0]
+    assert "The largest class has 5.0 times the training images" in table.note
+    text = " ".join(section.text)
+    assert re.search(r"7 images could not be read and are left out: a/0\.png: truncated, .* and 2 more", text)
+    assert "3 of 500 test images are also" in text and "has been read 7 times so far, in 3 runs" in text
+
+
+def test_many_classes_are_shown_by_the_worst_and_the_rarest(tmp_path: Path) -> None:
+    names = [f"class {i}" for i in range(60)]
+    folder = records.make_run(tmp_path, class_names=names, num_test=600)
+    records.write_quality(folder)
+    about = read_json(folder.run_json)
+    about["data"]["class_counts"] = {"train": list(range(1, 61))}
+    write_json(folder.run_json, about)
+    (table,) = data(Records(folder)).tables
+    assert len(table.rows) == 20 and table.columns == ["class", "train", "share of train"]
+    assert table.rows[0][0] == "class 0" and "(20 of 60 classes)" in table.note
+    (section,) = mistakes(Records(folder))
+    assert len(section.tables[0].rows) == 20 and "(20 of 60 classes)" in section.tables[0].note
+
+
+def test_quality_of_some_splits_alone_leaves_the_others_open(run: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(run.root, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    path = folder.evaluation / "quality.csv"
+    rows = [row for row in read_csv(path) if row["split"] == "test"]
+    write_csv(path, list(rows[0]), rows)
+    section = quality(Records(folder))
+    cells = row_of(section.tables[0], "trial-0012")
+    assert (cells["train"], cells["val"], cells["gap"]) == ("-", "-", "-") and "on 500 test images" in section.text[0]
