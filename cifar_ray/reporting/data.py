@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cifar_ray.reporting.parts import Section, Table, shared_images
+from cifar_ray.reporting.parts import Section, Sheet, Table, Tile, shared_images
+from cifar_ray.reporting.sheets import pixels_of, strip
 from cifar_ray.results.recorded_run import Records
 from cifar_ray.text import counted, share, thousands
 
@@ -17,6 +18,12 @@ def data(records: Records) -> Section:
     section.text = [*shared_images(records.data), *_bad_images(records), *_readings(records)]
     section.text = [text if text.endswith(".") else f"{text}." for text in section.text]
     section.tables = _distribution(records)
+    if records.samples:
+        tiles = [
+            Tile(strip([pixels_of(image) for image in images]), records.class_name(label))
+            for label, images in records.samples.items()
+        ]
+        section.sheets.append(Sheet("samples.png", "Training images of each class", tiles))
     return section
 
 

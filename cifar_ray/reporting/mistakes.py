@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from cifar_ray.reporting.figures import confusion_figure, png, roc_figure
-from cifar_ray.reporting.parts import Image, Section, Table
+from cifar_ray.reporting.parts import Image, Section, Sheet, Table, Tile
+from cifar_ray.reporting.sheets import pixels_of, strip
+from cifar_ray.results.examples import find_examples
 from cifar_ray.results.ranking import ConfigSummary
 from cifar_ray.results.recorded_run import Records
-from cifar_ray.text import decimals, share, thousands
+from cifar_ray.text import counted, decimals, share, thousands
 
 NUM_CLASSES_SHOWN = 20
 
@@ -44,8 +46,37 @@ def _of_model(records: Records, one: ConfigSummary) -> Section:
     if roc:
         title = "ROC curves on the test split, each class against all others, from one false positive on (log scale)"
         section.images.append(Image(f"roc{of_family}.png", title, png(roc)))
+    section.sheets = _sheets(records, model, of_family)
     section.tables = [table for table in (_classes(records, model, counts), _pairs(counts, names)) if table.rows]
     return section
+
+
+def _sheets(records: Records, model: str, of_family: str) -> list[Sheet]:
+    """Contact sheets of mistakes, of hits that were close, and of pairs that are mixed up, with their images."""
+    probabilities, labels = records.predictions[model], records.predictions["labels"]
+    found = find_examples(probabilities, labels)
+
+    def tile(index: int) -> Tile:
+        predicted = int(probabilities[index].argmax())
+        names = [records.class_name(label) for label in dict.fromkeys((int(labels[index]), predicted))]
+        return Tile(pixels_of(records.examples[index]), f"{' → '.join(names)} {100 * probabilities[index].max():.0f} %")
+
+    def tiles(indices: np.ndarray) -> list[Tile]:
+        return [tile(index) for index in indices.tolist() if index in records.examples]
+
+    pairs = []
+    for pair in found.pairs:
+        images = [pixels_of(records.examples[index]) for index in pair.examples.tolist() if index in records.examples]
+        if images:
+            names = f"{records.class_name(pair.true)} → {records.class_name(pair.predicted)}"
+            pairs.append(Tile(strip(images), f"{names}: {counted(pair.count, 'image')}"))
+    sheets = [
+        Sheet(f"mistakes{of_family}.png", "The most confident mistakes: true → predicted class, and its probability",
+              tiles(found.mistakes)),
+        Sheet(f"unsure{of_family}.png", "The least sure hits: the class, and its probability", tiles(found.unsure)),
+        Sheet(f"pairs{of_family}.png", "The pairs most often confused: true → predicted class, and examples", pairs),
+    ]  # fmt: skip
+    return [sheet for sheet in sheets if sheet.tiles]
 
 
 def _classes(records: Records, model: str, counts: np.ndarray) -> Table:

@@ -18,7 +18,18 @@ from cifar_ray.results.ranking import (
     is_default,
     summarise,
 )
-from cifar_ray.results.records import DEFAULT, TRIED, Row, RunFolder, read_csv, read_name, read_predictions, read_trials
+from cifar_ray.results.records import (
+    DEFAULT,
+    TRIED,
+    Row,
+    RunFolder,
+    read_csv,
+    read_examples,
+    read_name,
+    read_predictions,
+    read_samples,
+    read_trials,
+)
 from cifar_ray.results.statistics import METRIC_NAMES, Comparison, compare, image_scores
 
 
@@ -96,17 +107,27 @@ class Records:
     @cached_property
     def quality(self) -> list[Row]:
         """Of quality.csv: the scores of each final model on each split."""
-        return read_csv(self.folder.evaluation / "quality.csv")
+        return read_csv(self.folder.quality_csv)
 
     @cached_property
     def classes(self) -> list[Row]:
         """Of classes.csv: the scores of each final model on each class of each split."""
-        return read_csv(self.folder.evaluation / "classes.csv")
+        return read_csv(self.folder.classes_csv)
 
     @cached_property
     def robustness(self) -> list[Row]:
         """Of robustness.csv: the accuracy of some models on corrupted test images."""
         return read_csv(self.folder.evaluation / "robustness.csv")
+
+    @cached_property
+    def examples(self) -> dict[int, np.ndarray]:
+        """Thumbnails (C, H, W) uint8 by index into the test split, of the images that `find_examples` chooses."""
+        return read_examples(self.folder.examples_npz)
+
+    @cached_property
+    def samples(self) -> dict[int, np.ndarray]:
+        """Thumbnails (K, C, H, W) uint8 of training images by class."""
+        return read_samples(self.folder.samples_npz)
 
     @cached_property
     def histories(self) -> dict[str, list[Row]]:

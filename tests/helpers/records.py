@@ -9,15 +9,20 @@ import numpy as np
 
 from cifar_ray.config import CNNConfig, OptimizerConfig, ResNetConfig, TrialConfig
 from cifar_ray.files import read_json, write_json
+from cifar_ray.results.examples import find_examples
 from cifar_ray.results.records import (
+    CLASSES_COLUMNS,
     HISTORY_COLUMNS,
     LATENCY_COLUMNS,
+    QUALITY_COLUMNS,
     RESULTS_COLUMNS,
     RunFolder,
     read_csv,
     read_predictions,
     write_csv,
+    write_examples,
     write_predictions,
+    write_samples,
     write_trials,
 )
 from cifar_ray.results.statistics import image_scores
@@ -292,8 +297,21 @@ def write_quality(folder: RunFolder, train_accuracy: float = 0.99) -> None:
             scores = {"auc_ovr": 0.9 + index / 100 if n else None, "precision": right / said if said else None}
             scores |= {"recall": right / n if n else None, "f1": 2 * right / (n + said) if n + said else None}
             classes.append({**who, "split": "test", "class": index, "n": n, **scores})
-    write_csv(folder.evaluation / "quality.csv", list(rows[0]), rows)
-    write_csv(folder.evaluation / "classes.csv", list(classes[0]), classes)
+    write_csv(folder.quality_csv, QUALITY_COLUMNS, rows)
+    write_csv(folder.classes_csv, CLASSES_COLUMNS, classes)
+
+
+def write_pictures(folder: RunFolder, side: int = 8, channels: int = 1) -> None:
+    """Write examples.npz and samples.npz: images of noise, those of the examples as bright as their index says."""
+    rng = np.random.default_rng(0)
+    predictions = read_predictions(folder.predictions_npz)
+    labels = predictions.pop("labels")
+    index = np.unique(np.concatenate([find_examples(values, labels).indices for values in predictions.values()]))
+    images = rng.integers(0, 128, (len(index), channels, side, side)).astype(np.uint8)
+    images[:, :, 0, 0] = (index % 256)[:, None]
+    write_examples(folder.examples_npz, index, images)
+    classes = np.repeat(np.unique(labels)[:20], 5)
+    write_samples(folder.samples_npz, classes, rng.integers(0, 256, (len(classes), channels, side, side), np.uint8))
 
 
 def write_robustness(folder: RunFolder, drop: float = 0.05) -> None:

@@ -85,7 +85,7 @@ def set_results(config: str | None = None, **values: Any) -> Change:
 
 def set_quality(config: str, split: str, **values: Any) -> Change:
     def change(folder: RunFolder) -> None:
-        path = folder.evaluation / "quality.csv"
+        path = folder.quality_csv
         rows = [row | values if (row["config"], row["split"]) == (config, split) else row for row in read_csv(path)]
         write_csv(path, list(rows[0]), rows)
 

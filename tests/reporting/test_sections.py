@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 import shutil
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 from helpers import records
 
@@ -15,10 +18,12 @@ from cifar_ray.reporting.curves import curves
 from cifar_ray.reporting.data import data
 from cifar_ray.reporting.figures import curves_figure, robustness_figure, roc_figure
 from cifar_ray.reporting.mistakes import mistakes
-from cifar_ray.reporting.parts import Table, difference_text, score_text
+from cifar_ray.reporting.parts import Sheet, Table, Tile, difference_text, score_text
 from cifar_ray.reporting.quality import quality
-from cifar_ray.reporting.render import sections_of
+from cifar_ray.reporting.render import build_report, sections_of
 from cifar_ray.reporting.robustness import robustness
+from cifar_ray.reporting.sheets import GAP, data_uri, sheet_png
+from cifar_ray.results.examples import find_examples
 from cifar_ray.results.recorded_run import Records
 from cifar_ray.results.records import Row, RunFolder, read_csv, write_csv
 
@@ -32,6 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     )
     records.write_quality(folder)
     records.write_robustness(folder)
+    records.write_pictures(folder)
     return folder
 
 
@@ -71,7 +77,7 @@ def test_classes_of_the_best_of_each_family_come_worst_first(run: RunFolder) -> 
     for section in sections:
         assert [image.name.split("-")[0] for image in section.images] == ["confusion", "roc"]
         model = section.text[0].split()[0]
-        measured = {row["class"]: row for row in read_csv(run.evaluation / "classes.csv") if row["model"] == model}
+        measured = {row["class"]: row for row in read_csv(run.classes_csv) if row["model"] == model}
         table = section.tables[0]
         assert table.columns == ["class", "images", "precision", "recall", "F1", "AUC"]
         f1 = [float(row[4]) for row in table.rows]
@@ -186,9 +192,62 @@ def test_many_classes_are_shown_by_the_worst_and_the_rarest(tmp_path: Path) -> N
 def test_quality_of_some_splits_alone_leaves_the_others_open(run: RunFolder, tmp_path: Path) -> None:
     shutil.copytree(run.root, tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
-    path = folder.evaluation / "quality.csv"
+    path = folder.quality_csv
     rows = [row for row in read_csv(path) if row["split"] == "test"]
     write_csv(path, list(rows[0]), rows)
     section = quality(Records(folder))
     cells = row_of(section.tables[0], "trial-0012")
     assert (cells["train"], cells["val"], cells["gap"]) == ("-", "-", "-") and "on 500 test images" in section.text[0]
+
+
+def test_contact_sheets_show_the_images_that_the_model_gets_wrong(run: RunFolder) -> None:
+    found = Records(run)
+    for section in mistakes(found):
+        model = section.text[0].split()[0]
+        probabilities, labels = found.predictions[model], found.predictions["labels"]
+        chosen = find_examples(probabilities, labels)
+        wrong, unsure, pairs = section.sheets
+        assert [tile.pixels[0, 0] for tile in wrong.tiles] == [index % 256 for index in chosen.mistakes]
+        assert [tile.pixels[0, 0] for tile in unsure.tiles] == [index % 256 for index in chosen.unsure]
+        names = [
+            records.CLASS_NAMES[i] for i in (labels[chosen.mistakes[0]], probabilities[chosen.mistakes[0]].argmax())
+        ]
+        assert wrong.tiles[0].caption == f"{names[0]} → {names[1]} 90 %"
+        assert unsure.tiles[0].caption == f"{records.CLASS_NAMES[labels[chosen.unsure[0]]]} 90 %"
+        first = chosen.pairs[0]
+        assert pairs.tiles[0].caption.endswith(f": {first.count} images" if first.count > 1 else ": 1 image")
+        assert pairs.tiles[0].pixels.shape == (8, 8 * len(first.examples) + GAP * (len(first.examples) - 1))
+        assert pairs.tiles[0].pixels[0, -8] == first.examples[-1] % 256
+
+
+def test_samples_of_the_data_come_by_class(run: RunFolder) -> None:
+    (sheet,) = data(Records(run)).sheets
+    assert [tile.caption for tile in sheet.tiles] == records.CLASS_NAMES
+    assert sheet.tiles[0].pixels.shape == (8, 5 * 8 + 4 * GAP)
+
+
+@pytest.mark.parametrize(("shape", "kind"), [((8, 8), "png"), ((32, 32, 3), "png"), ((96, 96), "jpeg")])
+def test_tiles_keep_their_pixels_in_a_page_and_in_a_picture(shape: tuple[int, ...], kind: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    uri = data_uri(pixels)
+    assert uri.startswith(f"data:image/{kind};base64,")
+    with PIL.Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))) as image:
+        assert image.size == shape[1::-1] and (kind == "jpeg" or np.array_equal(np.asarray(image), pixels))
+    sheet = Sheet("x.png", "x", [Tile(np.zeros_like(pixels), "black"), Tile(np.full_like(pixels, 128), "grey")])
+    with PIL.Image.open(io.BytesIO(sheet_png(sheet))) as image:
+        drawn = np.asarray(image.convert("RGB"))
+    scale = max(64 // shape[0], 1)
+    assert (drawn[0, 0] < 5).all() and (abs(drawn[0, scale * shape[1] + 8].astype(int) - 128) < 5).all()
+    assert len(drawn) == scale * shape[0] + 8
+
+
+def test_a_report_of_photographs_of_many_classes_stays_small(tmp_path: Path) -> None:
+    folder = records.make_run(tmp_path, class_names=[f"class {i}" for i in range(20)], accuracies={"default": 0.6})
+    records.write_quality(folder)
+    records.write_robustness(folder)
+    records.write_pictures(folder, side=96, channels=3)
+    html, markdown = build_report(folder.root)
+    assert html.stat().st_size < 3e6  # of noise, which JPEG makes no smaller than it must
+    assert html.read_text().count("data:image/jpeg") == 12 + 12 + 6 + 20
+    assert "](evaluation/samples.png)" in markdown.read_text()
+    assert (folder.evaluation / "mistakes.png").exists()
