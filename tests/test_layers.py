@@ -10,7 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-COMMANDS = {"tune", "train", "evaluate", "predict"}
+COMMANDS = {"tune", "train", "evaluate", "report", "predict"}
 
 LAYERS = (
     "driver",

@@ -1,5 +1,6 @@
 """The flags of the commands, and the settings of a run that is taken up again."""
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -69,6 +70,16 @@ def _image_size(text: str) -> int | None:
     if size is not None and size > LARGEST_IMAGE:
         raise ValueError(f"must be at most {LARGEST_IMAGE} pixels, not {text}")
     return size
+
+
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ValueError(f"must be a number above 0, not {text!r}")
+    return value
 
 
 def _gpus_per_trial(text: str) -> int | None:
@@ -296,6 +307,29 @@ class EvaluateSettings(RunSettings):
         one_of(*METRICS),
         "NAME",
     )
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """Rebuild the report of a run, or of several on the same test split; choose from what was measured."""
+
+    runs: tuple[Path, ...] = flag((), "folders of runs, such as runs/NAME", _path, "RUN", positional=True)
+    max_params: int | None = flag(None, "choose among models of at most this many parameters: 150k, 1M", count, "N")
+    max_latency_ms: float | None = flag(
+        None,
+        "choose among models whose median latency of one image is at most so many milliseconds",
+        _above_zero,
+        "MS",
+    )
+    within: float | None = flag(
+        None,
+        "choose the smallest and the fastest of those that are at most so many points (hundredths of the metric) worse "
+        "than the best on validation, and say whether the test split confirms it",
+        _above_zero,
+        "POINTS",
+    )
+    name: str | None = flag(None, "name of the folder for several runs (default: report and the time)", folder_name)
+    runs_dir: Path = flag(RunSettings.runs_dir, "folder that it is made in", _path)
 
 
 @dataclass(frozen=True)

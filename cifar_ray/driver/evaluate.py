@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from cifar_ray.cli.console import Console
 from cifar_ray.cli.settings import EvaluateSettings
 from cifar_ray.data.decode import Images
-from cifar_ray.data.labelled import load_labelled
+from cifar_ray.data.labelled import load_labelled, split_fingerprint
 from cifar_ray.data.splits import load_data
 from cifar_ray.driver.run import Run
 from cifar_ray.driver.stages import begin, describe_data, note_test_reading, recorded, started
@@ -197,6 +197,7 @@ def _load_splits(settings: EvaluateSettings, models: Sequence[SavedModel]) -> tu
     counts = np.bincount(labelled.images.labels, minlength=len(class_names))
     return {"test": labelled.images}, {
         "source": source,
+        "test_fingerprint": split_fingerprint(labelled.images, class_names),
         "class_names": class_names,
         "channels": resize["channels"],
         "image_size": resize["image_size"],

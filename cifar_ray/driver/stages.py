@@ -285,6 +285,7 @@ def describe_data(data: DataSplits) -> dict[str, Any]:
         "class_names": list(data.class_names),
         "channels": data.train.images.shape[1],
         "image_size": data.train.images.shape[2],
+        "test_fingerprint": split_fingerprint(data.test, data.class_names),
         "num_train": len(data.train.images),
         "num_val": len(data.val.images),
         "num_test": len(data.test.images),

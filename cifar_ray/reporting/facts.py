@@ -14,6 +14,8 @@ def facts_of(records: Records) -> list[tuple[str, str]]:
         ("Images", _images(records)),
         ("In two splits", "; ".join(shared_images(records.data))),
         ("Data fingerprint", str(records.data.get("fingerprint") or "?")[:12]),
+        ("Together", " · ".join(f"{one['run']}: {one['command']}" for one in records.run.get("merged") or ())),
+        ("Left out", " · ".join(records.run.get("left_out") or ())),
         ("Weights", _weights(records)),
         ("Device", _device(records)),
         ("Metric and seed", f"validation {records.metric_name}, seed {records.run.get('seed', '?')}"),

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_ray.files import write_bytes, write_text
+from cifar_ray.reporting.choice import choice
 from cifar_ray.reporting.curves import curves, search
 from cifar_ray.reporting.data import data
 from cifar_ray.reporting.facts import facts_of
@@ -25,14 +26,16 @@ from cifar_ray.reporting.sheets import data_uri, sheet_png
 from cifar_ray.reporting.speed import speed
 from cifar_ray.reporting.summary import configuration, families, finalists, gain, headline_of
 from cifar_ray.reporting.trials import all_trials, best_trials, ledger
+from cifar_ray.results.choice import Limits
 from cifar_ray.results.recorded_run import Records
 from cifar_ray.results.records import RunFolder
 
 
-def build_report(run: Path) -> tuple[Path, Path]:
+def build_report(run: Path, limits: Limits | None = None) -> tuple[Path, Path]:
     """Write report.html, report.md and the figures of evaluation/ from the records of a run, and return both paths.
 
-    What a run has not recorded (it was interrupted, it has no test split) is left out.
+    What a run has not recorded (it was interrupted, it has no test split) is left out. With `limits` the report says
+    what to take within them.
 
     Raises:
         InputError: `run` is no run folder, or one of its records is broken.
@@ -43,7 +46,7 @@ def build_report(run: Path) -> tuple[Path, Path]:
     folder = RunFolder(run)
     records = Records(folder)
     with matplotlib.rc_context(FIGURE_STYLE):
-        sections = sections_of(records)
+        sections = sections_of(records, limits)
     for section in sections:
         for image in section.images:
             write_bytes(folder.evaluation / image.name, image.png)
@@ -116,9 +119,13 @@ def _fenced(code: str) -> list[str]:
     return [fence, code, fence]
 
 
-def sections_of(records: Records) -> list[Section]:
+def sections_of(records: Records, limits: Limits | None = None) -> list[Section]:
     """All sections in the order of the report, without those that the run has no records for."""
-    sections = [reflection(records), finalists(records) if records.summaries else best_trials(records)]
+    sections = [
+        choice(records, limits),
+        reflection(records),
+        finalists(records) if records.summaries else best_trials(records),
+    ]
     sections += [families(records), gain(records), quality(records), curves(records), *mistakes(records)]
     sections += [robustness(records), speed(records), configuration(records), data(records), search(records)]
     sections += [all_trials(records), ledger(records)]

@@ -56,8 +56,8 @@ class Records:
 
     @property
     def searched(self) -> bool:
-        """Whether there was a search, and not a training of named models."""
-        return self.run.get("kind") != "train"
+        """Whether there was a search, and not a training or an evaluation of named models."""
+        return self.run.get("kind") not in ("train", "evaluate", "report")
 
     @property
     def data(self) -> Row:

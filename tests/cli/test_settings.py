@@ -194,15 +194,15 @@ def test_every_flag_stands_under_one_heading_of_the_help(kind: Any) -> None:
     assert {field.name for field in dataclasses.fields(kind)} <= set(names), "add the flag to RunSettings.groups"
 
 
-@pytest.mark.parametrize("command", ["tune", "train", "evaluate", "predict"])
+@pytest.mark.parametrize("command", ["tune", "train", "evaluate", "report", "predict"])
 def test_help_names_what_there_is_and_shows_two_examples(command: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", f"cifar_ray.{command}", "--help"], capture_output=True, text=True, check=True
     )
     assert done.stdout.count(f"\n  python -m cifar_ray.{command} ") == 2
     metrics = "accuracy, auc or f1"
-    known = {"tune": ["cnn", "resnet", metrics], "train": list(PRESETS), "evaluate": [metrics], "predict": []}
-    assert all(name in done.stdout for name in known[command])
+    known = {"tune": ["cnn", "resnet", metrics], "train": list(PRESETS), "evaluate": [metrics]}
+    assert all(name in done.stdout for name in known.get(command, []))
     if command in ("tune", "train"):
         headings = ["what to search or train:", "on what data:", "limits:", "where to run:", "what comes out:"]
         places = [done.stdout.find(heading) for heading in headings if command == "tune" or heading != "limits:"]
