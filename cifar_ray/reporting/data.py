@@ -19,8 +19,9 @@ def data(records: Records) -> Section:
     section.text = [text if text.endswith(".") else f"{text}." for text in section.text]
     section.tables = _distribution(records)
     if records.samples:
+        most = max(len(images) for images in records.samples.values())
         tiles = [
-            Tile(strip([pixels_of(image) for image in images]), records.class_name(label))
+            Tile(strip([pixels_of(image) for image in images], most), records.class_name(label))
             for label, images in records.samples.items()
         ]
         section.sheets.append(Sheet("samples.png", "Training images of each class", tiles))

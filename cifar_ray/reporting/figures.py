@@ -297,7 +297,7 @@ def robustness_figure(
     corruptions = list(dict.fromkeys(name for _, accuracies in configs.values() for name, _ in accuracies))
     num_rows = -(-len(corruptions) // 2)
     figure = _figure(5.6, 0.9 + 1.7 * num_rows)
-    panels = figure.subplots(num_rows, 2, sharex=True, sharey=True, squeeze=False).flat
+    panels = figure.subplots(num_rows, 2, sharey=True, squeeze=False).flat
     handles: dict[str, Any] = {}
     for corruption, panel in zip(corruptions, panels, strict=False):
         for config, (clean, accuracies) in configs.items():
@@ -307,9 +307,10 @@ def robustness_figure(
             handles[_label(config)] = line
         panel.set_title(corruption, fontsize=11)
         panel.xaxis.get_major_locator().set_params(integer=True)
+        if corruption in corruptions[-2:]:
+            panel.set_xlabel("severity")
     for panel in list(panels):  # the rest of an odd number
         panel.set_axis_off()
-    figure.supxlabel("severity", fontsize=11)
     figure.supylabel("accuracy", fontsize=11)
     _legend(figure, list(handles.values()), list(handles))
     return figure

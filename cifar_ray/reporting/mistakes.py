@@ -7,7 +7,7 @@ import numpy as np
 from cifar_ray.reporting.figures import confusion_figure, png, roc_figure
 from cifar_ray.reporting.parts import Image, Section, Sheet, Table, Tile
 from cifar_ray.reporting.sheets import pixels_of, strip
-from cifar_ray.results.examples import find_examples
+from cifar_ray.results.examples import NUM_OF_PAIR, find_examples
 from cifar_ray.results.ranking import ConfigSummary
 from cifar_ray.results.recorded_run import Records
 from cifar_ray.text import counted, decimals, share, thousands
@@ -69,7 +69,7 @@ def _sheets(records: Records, model: str, of_family: str) -> list[Sheet]:
         images = [pixels_of(records.examples[index]) for index in pair.examples.tolist() if index in records.examples]
         if images:
             names = f"{records.class_name(pair.true)} → {records.class_name(pair.predicted)}"
-            pairs.append(Tile(strip(images), f"{names}: {counted(pair.count, 'image')}"))
+            pairs.append(Tile(strip(images, NUM_OF_PAIR), f"{names}: {counted(pair.count, 'image')}"))
     sheets = [
         Sheet(f"mistakes{of_family}.png", "The most confident mistakes: true → predicted class, and its probability",
               tiles(found.mistakes)),

@@ -64,10 +64,10 @@ def robustness(records: Records) -> Section:
 
 
 def _overview(records: Records, found: Mapping[str, Corrupted]) -> Table:
-    table = Table(["configuration", "family", "clean %", "corrupted %", "change", "worst %"], [], num_text=2)
+    table = Table(["configuration", "clean %", "corrupted %", "change", "worst %"], [])
     for config, one in found.items():
         table.marks[len(table.rows)] = ["baseline"] * records.is_default(config)
-        row = [config, str(records.family_of.get(config) or "-"), score_text(one.clean), score_text(one.mean)]
+        row = [config, score_text(one.clean), score_text(one.mean)]
         row.append(difference_text(one.mean - one.clean))
         table.rows.append([*row, f"{score_text(one.accuracies[one.worst])} ({one.worst[0]} {one.worst[1]})"])
     table.note = "corrupted: mean over all corruptions and severities; change: in percentage points."

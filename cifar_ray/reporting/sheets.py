@@ -20,11 +20,13 @@ def pixels_of(image: np.ndarray) -> np.ndarray:
     return image[0] if len(image) == 1 else image.transpose(1, 2, 0)
 
 
-def strip(images: list[np.ndarray]) -> np.ndarray:
-    """Images of equal pixels (H, W, ...) side by side, on white."""
-    gap = np.full((images[0].shape[0], GAP, *images[0].shape[2:]), 255, np.uint8)
-    parts = [part for image in images for part in (image, gap)]
-    return np.concatenate(parts[:-1], axis=1)
+def strip(images: list[np.ndarray], num_places: int) -> np.ndarray:
+    """Images of equal pixels (H, W, ...) side by side, on white; places without an image stay empty."""
+    height, width, *colours = images[0].shape
+    page = np.full((height, num_places * (width + GAP) - GAP, *colours), 255, np.uint8)
+    for i, image in enumerate(images):
+        page[:, i * (width + GAP) : i * (width + GAP) + width] = image
+    return page
 
 
 def data_uri(pixels: np.ndarray) -> str:

@@ -216,8 +216,9 @@ def test_contact_sheets_show_the_images_that_the_model_gets_wrong(run: RunFolder
         assert unsure.tiles[0].caption == f"{records.CLASS_NAMES[labels[chosen.unsure[0]]]} 90 %"
         first = chosen.pairs[0]
         assert pairs.tiles[0].caption.endswith(f": {first.count} images" if first.count > 1 else ": 1 image")
-        assert pairs.tiles[0].pixels.shape == (8, 8 * len(first.examples) + GAP * (len(first.examples) - 1))
-        assert pairs.tiles[0].pixels[0, -8] == first.examples[-1] % 256
+        assert pairs.tiles[0].pixels.shape == (8, 4 * 8 + 3 * GAP)
+        brightness = [index % 256 for index in first.examples] + [255] * (4 - len(first.examples))
+        assert pairs.tiles[0].pixels[0, :: 8 + GAP].tolist() == brightness
 
 
 def test_samples_of_the_data_come_by_class(run: RunFolder) -> None:
