@@ -24,7 +24,7 @@ def curves(records: Records) -> Section:
     section = Section("Learning curves")
     best_epochs = {row["model"]: row.get("best_epoch") for row in records.rows}
     of_configs = {one.config: [records.histories[model] for model in one.models] for one in records.summaries}
-    limits = _limits([rows for seeds in of_configs.values() for rows in seeds])
+    limits = limits_of([rows for seeds in of_configs.values() for rows in seeds])
     for rank, one in enumerate(records.summaries, start=1):
         seeds = [rows for rows in of_configs[one.config] if rows]
         if not seeds:
@@ -43,7 +43,7 @@ def curves(records: Records) -> Section:
     return section
 
 
-def _limits(histories: list[list[Row]]) -> dict[str, tuple[float, float]]:
+def limits_of(histories: list[list[Row]]) -> dict[str, tuple[float, float]]:
     """Range of loss and accuracy that all curves are drawn in: theirs, without the first fifth of the epochs."""
     limits = {}
     for what in ("loss", "accuracy"):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from cifar_ray.reporting.parts import Section, Sheet, Table, Tile, shared_images
+from cifar_ray.reporting.parts import NUM_CLASSES_SHOWN, SPLITS, Section, Sheet, Table, Tile, shared_images
 from cifar_ray.reporting.sheets import pixels_of, strip
 from cifar_ray.results.recorded_run import Records
 from cifar_ray.text import counted, share, thousands
 
-SPLITS = ("train", "val", "test")
-
-NUM_CLASSES_SHOWN = 20
 NUM_BAD_SHOWN = 5
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cifar_ray.reporting.parts import shared_images
+from cifar_ray.reporting.parts import SPLITS, shared_images
 from cifar_ray.results.recorded_run import Records
 from cifar_ray.text import counted, duration, thousands
 
@@ -34,7 +34,7 @@ def _data(records: Records) -> str:
 
 
 def _images(records: Records) -> str:
-    return " / ".join(f"{thousands(records.data.get(f'num_{split}'))} {split}" for split in ("train", "val", "test"))
+    return " / ".join(f"{thousands(records.data.get(f'num_{split}'))} {split}" for split in SPLITS)
 
 
 def _weights(records: Records) -> str:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from cifar_ray.reporting.figures import confusion_figure, png, roc_figure
-from cifar_ray.reporting.parts import Image, Section, Sheet, Table, Tile
+from cifar_ray.reporting.parts import NUM_CLASSES_SHOWN, Image, Section, Sheet, Table, Tile
 from cifar_ray.reporting.sheets import pixels_of, strip
 from cifar_ray.results.examples import NUM_OF_PAIR, find_examples
 from cifar_ray.results.ranking import ConfigSummary
 from cifar_ray.results.recorded_run import Records
 from cifar_ray.text import counted, decimals, share, thousands
-
-NUM_CLASSES_SHOWN = 20
 
 
 def mistakes(records: Records) -> list[Section]:

@@ -11,6 +11,12 @@ import numpy as np
 from cifar_ray.results.statistics import Interval
 from cifar_ray.text import thousands
 
+SPLITS = ("train", "val", "test")
+"""In the order in which the report shows them."""
+
+NUM_CLASSES_SHOWN = 20
+"""Rows of a table of classes, at most."""
+
 
 @dataclass
 class Table:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from cifar_ray.reporting.parts import Section, Table, difference_text, score_text
+from cifar_ray.reporting.parts import SPLITS, Section, Table, difference_text, score_text
 from cifar_ray.results.recorded_run import Records
 from cifar_ray.text import counted, thousands
-
-SPLITS = ("train", "val", "test")
 
 SCORES = {
     "accuracy": "accuracy %",

@@ -105,11 +105,11 @@ def set_config(name: str, **values: Any) -> Change:
     return change
 
 
-def set_val_loss(config: str, losses: list[float]) -> Change:
-    """The validation loss of each epoch, for all seeds of a configuration."""
+def set_val_loss(config: str, losses: list[float], num_seeds: int = 3) -> Change:
+    """The validation loss of each epoch, for the first seeds of a configuration."""
 
     def change(folder: RunFolder) -> None:
-        for seed in range(3):
+        for seed in range(num_seeds):
             row: Row = dict.fromkeys(HISTORY_COLUMNS, 0.5)
             rows = [row | {"epoch": epoch, "val_loss": loss} for epoch, loss in enumerate(losses, start=1)]
             write_csv(folder.model(f"{config}-seed{seed}") / "history.csv", HISTORY_COLUMNS, rows)
@@ -218,6 +218,9 @@ CASES = [
      NO_PREDICTIONS),
     (reflection.train_longer, set_val_loss("trial-0012", FALLING), "the last of 6 epochs in 3 of 3 seeds, at 0.410",
      both(set_val_loss("trial-0012", TURNED), set_val_loss("trial-0013", TURNED))),
+    (reflection.train_longer, set_val_loss("trial-0012", FALLING), "Train longer",
+     both(set_val_loss("trial-0013", TURNED), set_val_loss("trial-0012", TURNED),
+          set_val_loss("trial-0012", FALLING, num_seeds=1))),
     (reflection.train_longer, both(set_val_loss("trial-0012", FALLING), set_val_loss("trial-0013", TURNED)),
      "anneals to the end): --max-epochs 12", forget(*(f"models/{name}-seed{seed}/history.csv" for seed in range(3)
                                                       for name in ("trial-0012", "trial-0013")))),
@@ -250,6 +253,8 @@ CASES = [
     (reflection.shift_images, fragile, "crop_padding=1", NO_ROBUSTNESS),
     (reflection.raise_limit, both(set_states("infeasible", 15), set_run(settings={"max_params": 150_000})),
      "of 24 configurations were over 150k parameters and not tried: --max-params 300k", set_states("infeasible", 15)),
+    (reflection.raise_limit, both(set_states("infeasible", 15), set_run(settings={"max_params": 150_000})),
+     "A higher limit", set_run(settings={"max_params": 150_000})),
 ]  # fmt: skip
 """A clause, what to change for it to stand there, what it then says, and what to change for it to be silent."""
 

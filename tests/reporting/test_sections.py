@@ -14,7 +14,7 @@ import pytest
 from helpers import records
 
 from cifar_ray.files import read_json, write_json
-from cifar_ray.reporting.curves import curves
+from cifar_ray.reporting.curves import curves, limits_of
 from cifar_ray.reporting.data import data
 from cifar_ray.reporting.figures import curves_figure, robustness_figure, roc_figure
 from cifar_ray.reporting.mistakes import mistakes
@@ -25,7 +25,7 @@ from cifar_ray.reporting.robustness import robustness
 from cifar_ray.reporting.sheets import GAP, data_uri, sheet_png
 from cifar_ray.results.examples import find_examples
 from cifar_ray.results.recorded_run import Records
-from cifar_ray.results.records import Row, RunFolder, read_csv, write_csv
+from cifar_ray.results.records import RESULTS_COLUMNS, Row, RunFolder, read_csv, write_csv
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,15 @@ def test_quality_stands_side_by_side_with_its_gap_and_what_is_tied(run: RunFolde
     marks = {name: row_of(tables["accuracy %"], name)["marks"] for name in ("trial-0013", "default-resnet", "default")}
     assert marks == {"trial-0013": "best", "default-resnet": "tie", "default": ""}
     assert not any("tie" in marks for marks in tables["log-loss"].marks.values())  # nothing tells of it
+
+
+def test_what_is_better_on_test_than_the_best_is_no_tie(run: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(run.root, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    rows = [row | {"val_metric": 0.999} if row["config"] == "default" else row for row in read_csv(run.results_csv)]
+    write_csv(folder.results_csv, RESULTS_COLUMNS, rows)
+    table = quality(Records(folder)).tables[0]
+    assert row_of(table, "default")["marks"] == "best" and row_of(table, "trial-0013")["marks"] == ""
 
 
 def test_older_runs_have_no_such_sections(tmp_path: Path) -> None:
@@ -130,10 +139,8 @@ def test_every_finalist_has_its_curves_in_the_same_range_however_far_behind_it_i
     assert [image.title for image in section.images] == [
         f"{name}: 3 seeds, the thick line their mean" for name in ("trial-0012", "default")
     ]
-    from cifar_ray.reporting.curves import _limits
-
-    low, high = _limits(list(Records(folder).histories.values()))["accuracy"]
-    assert low < 0.25 and high > 0.95
+    low, high = limits_of(list(Records(folder).histories.values()))["accuracy"]
+    assert 0.05 < low < 0.25 and 0.95 < high < 0.99
 
 
 def test_corruptions_are_told_for_families_side_by_side(run: RunFolder) -> None:
