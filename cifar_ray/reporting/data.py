@@ -9,6 +9,8 @@ from cifar_ray.text import counted, share, thousands
 
 NUM_BAD_SHOWN = 5
 
+SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
+
 
 def data(records: Records) -> Section:
     section = Section("The data")
@@ -53,16 +55,17 @@ def _distribution(records: Records) -> list[Table]:
     if not counts:
         return []
     splits = [split for split in SPLITS if split in counts]
-    train = counts["train"]
-    order = sorted(range(len(train)), key=lambda index: (train[index], index))
+    by = splits[0]  # images that came after training have a test split alone
+    sizes = counts[by]
+    order = sorted(range(len(sizes)), key=lambda index: (sizes[index], index))
     shown = order[:NUM_CLASSES_SHOWN]
-    total = sum(train)
-    rows = [[records.class_name(i), *(thousands(counts[split][i]) for split in splits), share(train[i], total)]
+    total = sum(sizes)
+    rows = [[records.class_name(i), *(thousands(counts[split][i]) for split in splits), share(sizes[i], total)]
             for i in shown]  # fmt: skip
-    note = "Images by class, the rarest in training first"
-    note += f" ({NUM_CLASSES_SHOWN} of {len(train)} classes)" if len(order) > len(shown) else ""
-    note += f". The largest class has {max(train) / min(train):.1f} times the training images of the smallest" * (
-        min(train) > 0
-    )
-    shares = [train[i] / max(train) for i in shown]
-    return [Table(["class", *splits, "share of train"], rows, f"{note}.", shares=shares)]
+    note = f"Images by class, the rarest in {SPLIT_NAMES[by]} first"
+    note += f" ({NUM_CLASSES_SHOWN} of {len(sizes)} classes)" if len(order) > len(shown) else ""
+    if min(sizes) > 0:
+        ratio = f"{max(sizes) / min(sizes):.1f} times the {SPLIT_NAMES[by]} images"
+        note += f". The largest class has {ratio} of the smallest"
+    shares = [sizes[i] / max(sizes) for i in shown]
+    return [Table(["class", *splits, f"share of {by}"], rows, f"{note}.", shares=shares)]

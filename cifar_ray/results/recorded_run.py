@@ -74,8 +74,9 @@ class Records:
 
     @property
     def test_readings(self) -> Row:
-        """How often the test split was read, `readings` in so many `runs`; older runs do not know."""
-        return self.run.get("test_readings") or {}
+        """How often the test split was read, `readings` in so many `runs`; empty where that is not known."""
+        found: Row = self.run.get("test_readings") or {}
+        return found if "readings" in found else {}
 
     @property
     def phases(self) -> dict[str, float]:

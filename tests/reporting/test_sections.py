@@ -182,6 +182,19 @@ def test_the_data_is_told_class_by_class_with_what_is_wrong_with_it(run: RunFold
     assert "3 of 500 test images are also" in text and "has been read 7 times so far, in 3 runs" in text
 
 
+def test_of_images_that_came_later_the_test_split_is_told_alone(run: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(run.root, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    about = read_json(folder.run_json)
+    about["data"]["class_counts"] = {"test": [50] * 9 + [5]}
+    about["test_readings"] = {"error": "the ledger cannot be read"}
+    write_json(folder.run_json, about)
+    section = data(Records(folder))
+    (table,) = section.tables
+    assert table.columns == ["class", "test", "share of test"] and table.rows[0][:2] == ["nine", "5"]
+    assert "10.0 times the test images of the smallest" in table.note and not section.text
+
+
 def test_many_classes_are_shown_by_the_worst_and_the_rarest(tmp_path: Path) -> None:
     names = [f"class {i}" for i in range(60)]
     folder = records.make_run(tmp_path, class_names=names, num_test=600)
