@@ -90,6 +90,7 @@ def test_a_saved_configuration_alone_trains_the_same_model_again(
     assert about["data"]["num_train"] + about["data"]["num_val"] == 400
 
 
+@pytest.mark.slow
 def test_final_trainings_that_fail_are_recorded_and_not_tried_again(run_command: Command, tmp_path: Path) -> None:
     (tmp_path / "wild.json").write_text(json.dumps({"optimizer": {"name": "sgd", "lr": 1e30}}))
     flags = ["--data", "digits", "--train-size", "400", "--max-epochs", "1", "--seeds", "2", "--name", "wild"]

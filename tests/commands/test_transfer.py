@@ -57,6 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple["subprocess.Completed
     return done, RunFolder(folder / "runs" / "both")
 
 
+@pytest.mark.slow
 @needs_shared
 @share_a_run
 def test_both_families_end_in_one_report(run: tuple["subprocess.CompletedProcess[str]", RunFolder]) -> None:
@@ -70,6 +71,7 @@ def test_both_families_end_in_one_report(run: tuple["subprocess.CompletedProcess
     assert "resnet" in report
 
 
+@pytest.mark.slow
 @needs_shared
 @share_a_run
 def test_the_records_tell_the_weights_and_what_features_were_kept(
@@ -88,6 +90,7 @@ def test_the_records_tell_the_weights_and_what_features_were_kept(
             assert trial["features"] is None
 
 
+@pytest.mark.slow
 @needs_shared
 @share_a_run
 def test_a_saved_fine_tuning_needs_neither_its_weights_nor_its_images(

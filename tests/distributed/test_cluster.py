@@ -183,6 +183,7 @@ def runs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
             process.kill()  # what is left of them if one took too long
 
 
+@pytest.mark.slow
 def test_two_identical_submissions_end_in_reports_of_their_own(cluster: Cluster, runs: Any) -> None:
     reports = set()
     for job in runs[1][:2]:
@@ -196,6 +197,7 @@ def test_two_identical_submissions_end_in_reports_of_their_own(cluster: Cluster,
         assert json.loads((report.parent / "run.json").read_text())["end"]
 
 
+@pytest.mark.slow
 def test_a_run_that_joins_leaves_its_records_here_and_the_cluster_running(cluster: Cluster, runs: Any) -> None:
     folder, [*_, joined] = runs
     assert joined.returncode == 0, joined.out + joined.err
