@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from cifar_ray.cli.settings import TuneSettings
 from cifar_ray.driver.run import Run
 from cifar_ray.errors import InputError
+from cifar_ray.evaluation.evaluate import MAX_CORRUPTED, MAX_TRAIN_IMAGES
 from cifar_ray.evaluation.latency import MAX_TIMING_S, NUM_TIMED_IMAGES
 from cifar_ray.results.ranking import finalists
-from cifar_ray.results.records import Row
+from cifar_ray.results.records import CORRUPTIONS, SEVERITIES, Row
 from cifar_ray.text import duration
 
 SEARCH_SHARE = 0.5
@@ -56,6 +57,8 @@ class Workload:
     seeds: int
     """Of each configuration in the final training."""
     slots: int
+    num_on_corrupted: int
+    """Models that the evaluation scores on corrupted images too, at most."""
     search_start_s: float = SEARCH_START_S
 
     def epoch_s(self, speed: Speed) -> float:
@@ -83,8 +86,14 @@ class Workload:
 
     def evaluation_s(self, speeds: Sequence[Speed]) -> float:
         """Seconds of the evaluation of configurations with these speeds, and of the report."""
-        scoring = sum(self.seeds * self.num_test / speed.test for speed in speeds) / self.slots
-        return EVALUATION_START_S + scoring + sum(min(NUM_TIMED_IMAGES / speed.test, MAX_TIMING_S) for speed in speeds)
+        num_images = self.num_test + self.num_val + min(self.num_train, MAX_TRAIN_IMAGES)
+        scoring = sum(self.seeds * num_images / speed.test for speed in speeds)
+        # Which models are scored on corrupted images is not known: the slowest, to be safe.
+        slowest = sorted(speeds, key=lambda speed: speed.test)[: self.num_on_corrupted]
+        num_corrupted = min(self.num_test, MAX_CORRUPTED) * (1 + len(CORRUPTIONS) * len(SEVERITIES))
+        scoring += sum(num_corrupted / speed.test for speed in slowest)
+        timing = sum(min(NUM_TIMED_IMAGES / speed.test, MAX_TIMING_S) for speed in speeds)
+        return EVALUATION_START_S + scoring / self.slots + timing
 
     def after_search_s(self, speeds: Sequence[Speed]) -> float:
         """Seconds to keep for what follows a search that has chosen configurations with these speeds."""

@@ -227,11 +227,13 @@ def task_of(
     )
 
 
-def make_workload(workers: Workers, data: DataSplits, max_epochs: int, seeds: int) -> Workload:
+def make_workload(workers: Workers, data: DataSplits, max_epochs: int, seeds: int, num_on_corrupted: int) -> Workload:
     num_train, num_val, num_test = (len(split.images) for split in (data.train, data.val, data.test))
     # Several workers to a trial are those of Ray Train, in the search too.
     search_start_s = SEARCH_START_S if workers.workers_per_model == 1 else FINALS_START_S
-    return Workload(num_train, num_val, num_test, max_epochs, seeds, workers.num_groups, search_start_s)
+    return Workload(
+        num_train, num_val, num_test, max_epochs, seeds, workers.num_groups, num_on_corrupted, search_start_s
+    )
 
 
 def write_report(run: Run[Any], console: Console, rows: Sequence[Row]) -> None:

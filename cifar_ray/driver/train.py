@@ -114,7 +114,8 @@ def _train(
         num_threads=settings.cpus_per_trial,
         pretrained=share_weights(run, console, configs.values()),
     )
-    work = make_workload(workers, data, settings.max_epochs, settings.seeds)
+    families = {config.family for config in configs.values()}
+    work = make_workload(workers, data, settings.max_epochs, settings.seeds, num_on_corrupted=len(families))
     speeds = [measure_speeds(workers, config, shared)[0] for config in configs.values()]
     whole = work.finals_s(speeds) + work.evaluation_s(speeds)
     console.line(f"estimate    {duration(whole)} for {len(models)} models")

@@ -97,7 +97,8 @@ def _tune(
     )
     measured = [measure_speeds(workers, space.default_config(task), shared) for space in spaces]
     speeds = [speed for speed, _ in measured]
-    work = make_workload(workers, data, settings.max_epochs, settings.final_seeds)
+    best_and_default = 2 * len(spaces)
+    work = make_workload(workers, data, settings.max_epochs, settings.final_seeds, num_on_corrupted=best_and_default)
     console.line(estimate(settings, work, speeds))
     if not run.resumed:
         check_time_budget(run, work, speeds)

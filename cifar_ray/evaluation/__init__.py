@@ -1,1 +1,1 @@
-"""The final models on the test split: scores, then latencies."""
+"""The final models on all splits: quality and robustness, then latencies."""

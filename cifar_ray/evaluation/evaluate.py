@@ -15,13 +15,14 @@ from cifar_ray.evaluation.scores import Score, score_models
 from cifar_ray.models.saved import SavedModel
 from cifar_ray.results.card import IN_RESULTS
 from cifar_ray.results.examples import find_examples
-from cifar_ray.results.ranking import best_of_families, summarise
+from cifar_ray.results.ranking import ConfigSummary, best_of_families, is_default, summarise
 from cifar_ray.results.records import (
     CHECKPOINT,
     CLASSES_COLUMNS,
     LATENCY_COLUMNS,
     QUALITY_COLUMNS,
     RESULTS_COLUMNS,
+    ROBUSTNESS_COLUMNS,
     SPLITS,
     Row,
     RunFolder,
@@ -33,6 +34,9 @@ from cifar_ray.results.records import (
 
 MAX_TRAIN_IMAGES = 5000
 """Training images that a model is scored on, at most: enough for how much better it is there than on the others."""
+
+MAX_CORRUPTED = 1000
+"""Test images that are corrupted, at most."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,8 @@ def evaluate(
 
     Args:
         folder: of the run, with the models in it.
-        groups: the models, and what they are scored on: all images of `test` and `val`, and a stratified sample of
-            `train`, of at most :data:`MAX_TRAIN_IMAGES`.
+        groups: the models, and what they are scored on: all images of `test` and `val`, and stratified samples of
+            `train` and, corrupted, of `test`.
         failed: rows of results.csv of those that have no model.
         num_actors: how many score side by side.
         resources: of each of them, by Ray's names.
@@ -79,32 +83,69 @@ def evaluate(
         return []
     _check_labels(groups)
     models = {name: SavedModel.read(folder.model(name)) for group in groups for name in group.names}
-    given, groups = groups, [Group(group.names, _with_sample_of_train(group.splits)) for group in groups]
-    scores = _score(models, groups, num_actors, resources, tell)
-    tell("evaluation: timing on an otherwise idle node")
-    latencies: dict[str, list[Latency]] = {}
-    for group in groups:
-        first_of_config = {models[name].card["config_name"]: models[name] for name in reversed(group.names)}
-        latencies |= time_models(first_of_config, group.splits["test"].images, resources)
+    known = {name: _known_row(saved) for name, saved in models.items()}
+    ranked = summarise([*known.values(), *failed])
+    best, best_of = ranked[0].best_model, [one.best_model for one in best_of_families(ranked)]
 
-    rows = [
-        _results_row(saved, scores[name]["test"], *latencies[saved.card["config_name"]])
-        for name, saved in models.items()
-    ]
+    scored = [Group(group.names, _with_sample_of_train(group.splits)) for group in groups]
+    scores, corrupted = _score(models, scored, _on_corrupted(ranked), num_actors, resources, tell)
+    tell("evaluation: timing on an otherwise idle node")
+    latencies = _time(models, groups, resources)
+    rows = [row | _test_scores(scores[name]["test"]) | _speed(*latencies[row["config"]]) for name, row in known.items()]
     write_csv(folder.results_csv, RESULTS_COLUMNS, [*rows, *failed])
     write_csv(
         folder.latency_csv,
         LATENCY_COLUMNS,
         [{"config": name, **asdict(latency)} for name, timed in latencies.items() for latency in timed],
     )
-    _write_predictions(folder, groups, scores)
+    _write_predictions(folder, scored, scores)
     _write_quality(folder, models, scores)
-    ranked = summarise([*rows, *failed])
-    best = ranked[0].best_model
-    _write_pictures(folder, given, best, [scores[one.best_model]["test"] for one in best_of_families(ranked)])
+    write_csv(
+        folder.robustness_csv,
+        ROBUSTNESS_COLUMNS,
+        [{name: known[row["model"]][name] for name in ("config", "family")} | row for row in corrupted],
+    )
+    _write_pictures(folder, groups, best, [scores[name]["test"] for name in best_of])
     shutil.rmtree(folder.best, ignore_errors=True)  # of an evaluation that was interrupted
     shutil.copytree(folder.model(best), folder.best, ignore=shutil.ignore_patterns("events.*", CHECKPOINT))
     return rows
+
+
+def _on_corrupted(ranked: Sequence[ConfigSummary]) -> list[str]:
+    """Which models are scored under corruptions: of the best of each family and of each default, the best seed."""
+    best = best_of_families(ranked)
+    return [one.best_model for one in ranked if one in best or (is_default(one.config) and one.models)]
+
+
+def _known_row(saved: SavedModel) -> Row:
+    """What of a row of results.csv is known before anything is scored; models are ranked by that."""
+    return {
+        "model": saved.name,
+        "config": saved.card["config_name"],
+        "family": saved.config.family,
+        **{name: saved.card[name] for name in IN_RESULTS},
+        "tta": saved.config.tta,
+        "size_mb": len(saved.weights) / 1e6,
+    }
+
+
+def _test_scores(score: Score) -> Row:
+    return {
+        "test_accuracy": score.quality["accuracy"],
+        "test_loss": score.quality["log_loss"],
+        "test_auc_macro_ovr": score.quality["auc_macro_ovr"],
+        "test_f1_macro": score.quality["f1_macro"],
+    }
+
+
+def _speed(single: Latency, batched: Latency) -> Row:
+    return {
+        "latency_ms_p50": single.latency_ms_p50,
+        "latency_ms_p95": single.latency_ms_p95,
+        "images_per_s": batched.images_per_s,
+        "device": single.device,
+        "threads": single.threads,
+    }
 
 
 def _check_labels(groups: Sequence[Group]) -> None:
@@ -113,33 +154,57 @@ def _check_labels(groups: Sequence[Group]) -> None:
         assert all(np.array_equal(labels[0], others) for others in labels), f"groups differ in the labels of {split}"
 
 
+def _sample(images: Images, number: int) -> Images:
+    """At most so many of the images, stratified; the same ones every time."""
+    if len(images.labels) <= number:
+        return images
+    return take_images(images, stratified_split(images.labels, number, min_left=0)[1])
+
+
 def _with_sample_of_train(splits: Mapping[str, Images]) -> dict[str, Images]:
-    """The splits, of `train` a stratified sample that is always the same."""
-    if "train" not in splits or len(splits["train"].labels) <= MAX_TRAIN_IMAGES:
+    if "train" not in splits:
         return dict(splits)
-    _, sample = stratified_split(splits["train"].labels, MAX_TRAIN_IMAGES, min_left=0)
-    return {**splits, "train": take_images(splits["train"], sample)}
+    return {**splits, "train": _sample(splits["train"], MAX_TRAIN_IMAGES)}
 
 
 def _score(
     models: Mapping[str, SavedModel],
     groups: Sequence[Group],
+    on_corrupted: Sequence[str],
     num_actors: int,
     resources: dict[str, float],
     tell: Callable[[str], None],
-) -> dict[str, dict[str, Score]]:
-    """Scores by model, then by split."""
+) -> tuple[dict[str, dict[str, Score]], list[Row]]:
+    """Scores by model, then by split; and what is recorded of those that are scored under corruptions."""
     done: list[str] = []
 
-    def on_result(name: str, result: Any) -> None:
-        done.append(name)
-        tell(f"evaluation {len(done)}/{len(models)} scored")
+    def on_result(key: str, result: Any) -> None:
+        done.append(key)
+        tell(f"evaluation: {len([key for key in done if key.startswith('model ')])}/{len(models)} models scored")
 
     scores: dict[str, dict[str, Score]] = {}
+    corrupted: list[Row] = []
     for group in groups:
         of_group = {name: models[name] for name in group.names}
-        scores |= score_models(of_group, group.splits, num_actors, resources, on_result)
-    return scores
+        chosen = [name for name in on_corrupted if name in of_group]
+        to_corrupt = _sample(group.splits["test"], MAX_CORRUPTED)
+        more, corrupted_more = score_models(
+            of_group, group.splits, chosen, to_corrupt, num_actors, resources, on_result
+        )
+        scores |= more
+        corrupted += corrupted_more
+    return scores, corrupted
+
+
+def _time(
+    models: Mapping[str, SavedModel], groups: Sequence[Group], resources: dict[str, float]
+) -> dict[str, list[Latency]]:
+    """Latencies by configuration, of the first model of each."""
+    latencies: dict[str, list[Latency]] = {}
+    for group in groups:
+        first_of_config = {models[name].card["config_name"]: models[name] for name in reversed(group.names)}
+        latencies |= time_models(first_of_config, group.splits["test"].images, resources)
+    return latencies
 
 
 def _write_predictions(folder: RunFolder, groups: Sequence[Group], scores: Mapping[str, Mapping[str, Score]]) -> None:
@@ -174,23 +239,3 @@ def _write_pictures(folder: RunFolder, groups: Sequence[Group], best: str, shown
     if train is not None:
         index = sample_indices(train.labels)
         write_samples(folder.samples_npz, train.labels[index], thumbnails(train.images[index]))
-
-
-def _results_row(saved: SavedModel, score: Score, single: Latency, batched: Latency) -> Row:
-    return {
-        "model": saved.name,
-        "config": saved.card["config_name"],
-        "family": saved.config.family,
-        **{name: saved.card[name] for name in IN_RESULTS},
-        "test_accuracy": score.quality["accuracy"],
-        "test_loss": score.quality["log_loss"],
-        "test_auc_macro_ovr": score.quality["auc_macro_ovr"],
-        "test_f1_macro": score.quality["f1_macro"],
-        "latency_ms_p50": single.latency_ms_p50,
-        "latency_ms_p95": single.latency_ms_p95,
-        "images_per_s": batched.images_per_s,
-        "device": single.device,
-        "threads": single.threads,
-        "tta": saved.config.tta,
-        "size_mb": len(saved.weights) / 1e6,
-    }

@@ -1,6 +1,6 @@
 """A pool of actors that score the final models on the splits of the data, the sealed test split among them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,9 @@ from ray.exceptions import RayActorError
 from ray.util import ActorPool
 
 from cifar_ray.data.decode import Images
-from cifar_ray.evaluation.quality import class_quality, split_quality
 from cifar_ray.models.classifier import Classifier
 from cifar_ray.models.saved import SavedModel
-from cifar_ray.results.records import Row
+from cifar_ray.results.records import CLEAN, CORRUPTIONS, Row
 from cifar_ray.training.loop import eval_model
 
 MAX_ROUNDS = 3
@@ -42,17 +41,27 @@ def use_granted_resources() -> torch.device:
 
 @ray.remote
 class Scorer:
-    """Scores models one by one."""
+    """Scores models one by one, and some of them under one corruption after another."""
 
-    def __init__(self, **splits: Images) -> None:
+    def __init__(self, to_corrupt: Images, **splits: Images) -> None:
         self.device = use_granted_resources()
+        self.to_corrupt = to_corrupt
         self.splits = splits
 
     def score(self, key: str, model: SavedModel) -> tuple[str, dict[str, Score]]:
         network = model.build(self.device)
         return key, {name: self._score_split(network, split) for name, split in self.splits.items()}
 
+    def score_corrupted(self, key: str, corruption: str, models: Sequence[SavedModel]) -> tuple[str, list[Row]]:
+        # Imported here, as below: only actors need torchvision and scikit-learn, which take seconds of a start.
+        from cifar_ray.evaluation.robustness import score_corrupted
+
+        networks = {model.name: model.build(self.device) for model in models}
+        return key, score_corrupted(networks, self.to_corrupt, corruption, self.device)
+
     def _score_split(self, network: Classifier, split: Images) -> Score:
+        from cifar_ray.evaluation.quality import class_quality, split_quality
+
         # Copied, one split at a time: the object store's arrays are read-only, which torch warns about.
         logits = eval_model(network, torch.tensor(split.images, device=self.device))
         probabilities = logits.softmax(1).cpu().numpy()
@@ -109,16 +118,40 @@ def map_over_actors(
 def score_models(
     models: Mapping[str, SavedModel],
     splits: Mapping[str, Images],
+    on_corrupted: Sequence[str],
+    to_corrupt: Images,
     num_actors: int,
     resources: dict[str, float],
     on_result: Callable[[str, Any], None],
-) -> dict[str, dict[str, Score]]:
-    """Score every model on every split, `num_actors` models side by side; scores by model, then by split."""
+) -> tuple[dict[str, dict[str, Score]], list[Row]]:
+    """Score every model on every split, and some of them under every corruption, with a pool of actors.
+
+    Args:
+        models: by name.
+        splits: by name.
+        on_corrupted: names of the models that are scored under corruptions.
+        to_corrupt: the images that are corrupted.
+        num_actors: how many score side by side.
+        resources: of each of them, by Ray's names.
+        on_result: is told of each model and each corruption that is done: `model NAME` or `corruption NAME`.
+
+    Returns:
+        Scores by model, then by split; and what `robustness.score_corrupted` returns.
+    """
     refs = {name: ray.put(split) for name, split in splits.items()}
-    return map_over_actors(
-        lambda: Scorer.options(num_cpus=resources["CPU"], num_gpus=resources["GPU"]).remote(**refs),  # type: ignore[attr-defined]
-        num_actors,
-        lambda actor, key, model: actor.score.remote(key, model),
-        dict(models),
-        on_result,
-    )
+    to_corrupt_ref, on_corrupted_ref = ray.put(to_corrupt), ray.put([models[name] for name in on_corrupted])
+    scorings = {f"model {name}": model for name, model in models.items()}
+    corruptions = {f"corruption {name}": name for name in (CLEAN, *CORRUPTIONS)} if on_corrupted else {}
+
+    def make_actor() -> Any:
+        options = Scorer.options(num_cpus=resources["CPU"], num_gpus=resources["GPU"])  # type: ignore[attr-defined]
+        return options.remote(to_corrupt_ref, **refs)
+
+    def submit(actor: Any, key: str, item: SavedModel | str) -> Any:
+        if isinstance(item, SavedModel):
+            return actor.score.remote(key, item)
+        return actor.score_corrupted.remote(key, item, on_corrupted_ref)
+
+    results = map_over_actors(make_actor, num_actors, submit, {**scorings, **corruptions}, on_result)
+    scores = {model.name: results[key] for key, model in scorings.items()}
+    return scores, [row for key in corruptions for row in results[key]]

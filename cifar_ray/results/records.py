@@ -43,12 +43,22 @@ QUALITY_COLUMNS = (
     "model", "config", "split", "n", "accuracy", "top5_accuracy", "log_loss", "auc_macro_ovr", "f1_macro",
 )
 CLASSES_COLUMNS = ("model", "config", "split", "class", "n", "auc_ovr", "precision", "recall", "f1")
+ROBUSTNESS_COLUMNS = ("model", "config", "family", "corruption", "severity", "n", "accuracy")
 # fmt: on
-TEXT_COLUMNS = frozenset({"model", "family", "config", "device", "torch", "tta", "failure", "split"})
+TEXT_COLUMNS = frozenset({"model", "family", "config", "device", "torch", "tta", "failure", "split", "corruption"})
 """Columns that stay text even where they look like numbers (a preset called `2024`, torch `2.11`)."""
 
 SPLITS = ("test", "val", "train")
 """What final models are scored on. Of `train` it may be a sample."""
+
+CLEAN = "none"
+"""The corruption of images that are as they were; its severity is 0."""
+
+CORRUPTIONS = ("noise", "blur", "contrast", "brightness", "jpeg", "pixelation", "shift", "rotation")
+"""What else the test images suffer from, see `evaluation.robustness`."""
+
+SEVERITIES = (1, 2, 3)
+"""Of each corruption."""
 
 MAX_NAME_BYTES = 255
 """What file systems take as the name of a folder."""
@@ -144,6 +154,7 @@ class RunFolder:
         self.predictions_npz = self.predictions("test")
         self.quality_csv = self.evaluation / "quality.csv"
         self.classes_csv = self.evaluation / "classes.csv"
+        self.robustness_csv = self.evaluation / "robustness.csv"
         self.examples_npz = self.evaluation / "examples.npz"
         self.samples_npz = self.evaluation / "samples.npz"
         self.latency_csv = self.evaluation / "latency.csv"

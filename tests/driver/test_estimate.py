@@ -38,7 +38,7 @@ from cifar_ray.search.trial import REPORT_EVERY_S, ROWS
 from cifar_ray.search.tuner import Stopper
 from cifar_ray.text import duration
 
-WORK = Workload(num_train=1000, num_val=200, num_test=500, max_epochs=10, seeds=3, slots=2)
+WORK = Workload(num_train=1000, num_val=200, num_test=500, max_epochs=10, seeds=3, slots=2, num_on_corrupted=1)
 FAST, SLOW = Speed(train=1000.0, val=2000.0, test=2000.0), Speed(train=100.0, val=1000.0, test=1000.0)
 HEAD = Speed(train=10_000.0, val=20_000.0, test=100.0, feature_views=3)
 
@@ -61,10 +61,30 @@ def test_the_train_accuracy_of_a_head_takes_no_pass_of_the_backbone() -> None:
     assert WORK.finals_s([without]) == WORK.finals_s([replace(without, test=1.0)])
 
 
+SCORED = 1000 + 200 + 500
+"""Images of all splits that every seed is scored on."""
+
+CORRUPTED = 500 * 25
+"""Test images as they are, and under eight corruptions in three severities."""
+
+
 def test_the_evaluation_scores_every_seed_and_times_every_configuration() -> None:
-    expected = EVALUATION_START_S + 3 * 500 / 1000 / 2 + NUM_TIMED_IMAGES / 1000
+    expected = EVALUATION_START_S + (3 * SCORED + CORRUPTED) / 1000 / 2 + NUM_TIMED_IMAGES / 1000
     assert WORK.evaluation_s([SLOW]) == pytest.approx(expected)
     assert WORK.after_search_s([SLOW]) == pytest.approx(MARGIN * (WORK.finals_s([SLOW]) + expected))
+    fast = 3 * SCORED / 2000 / 2 + NUM_TIMED_IMAGES / 2000
+    assert WORK.evaluation_s([FAST, SLOW]) == pytest.approx(expected + fast)  # the slowest under corruptions
+    assert replace(WORK, num_on_corrupted=2).evaluation_s([FAST, SLOW]) == pytest.approx(
+        expected + fast + CORRUPTED / 2000 / 2
+    )
+
+
+def test_of_many_images_some_are_scored() -> None:
+    more = replace(WORK, num_train=5000, num_test=2000)
+    much_more = replace(more, num_train=9000)
+    assert more.evaluation_s([SLOW]) == much_more.evaluation_s([SLOW])
+    more_s = (3 * (4000 + 1500) + 500 * 25) / 1000 / 2  # of test 1,000 are corrupted
+    assert more.evaluation_s([SLOW]) - WORK.evaluation_s([SLOW]) == pytest.approx(more_s)
 
 
 def test_a_search_with_more_trials_takes_longer() -> None:
@@ -78,12 +98,14 @@ def test_a_head_waits_for_its_features_once() -> None:
     without = replace(HEAD, feature_views=0)
     for after in (WORK.finals_s, lambda speeds: WORK.search_s(5, speeds[0])):
         assert after([HEAD]) - after([without]) == pytest.approx(32)
-    assert WORK.evaluation_s([HEAD]) == WORK.evaluation_s([without]) > WORK.evaluation_s([FAST]) + 3 * 500 / 100 / 2
+    assert WORK.evaluation_s([HEAD]) == WORK.evaluation_s([without]) > WORK.evaluation_s([FAST]) + 3 * SCORED / 100 / 2
 
 
 def test_the_timing_of_a_slow_model_is_cut_short() -> None:
     slow = replace(SLOW, test=10.0)
-    assert WORK.evaluation_s([slow]) == pytest.approx(EVALUATION_START_S + 3 * 500 / 10 / 2 + MAX_TIMING_S)
+    assert WORK.evaluation_s([slow]) == pytest.approx(
+        EVALUATION_START_S + (3 * SCORED + CORRUPTED) / 10 / 2 + MAX_TIMING_S
+    )
 
 
 def test_a_run_of_several_spaces_takes_the_time_of_each_of_them() -> None:
@@ -97,7 +119,7 @@ def test_a_run_of_several_spaces_takes_the_time_of_each_of_them() -> None:
 
 
 def test_a_run_of_hours_is_met_with_a_smaller_command() -> None:
-    work = Workload(num_train=200, num_val=597, num_test=1000, max_epochs=30, seeds=3, slots=2)
+    work = Workload(num_train=200, num_val=597, num_test=1000, max_epochs=30, seeds=3, slots=2, num_on_corrupted=1)
     text = estimate(TuneSettings(data="digits"), work, [Speed(train=1.0, val=4.0, test=4.0)]).splitlines()
     assert " h " in text[0]
     assert "--train-size 797 --trials 30 --max-epochs 8 would take" in text[2]
@@ -252,7 +274,7 @@ class SimulatedSearch:
         return [self.clock._speed(record) for record in finalists(self.progress.records, self.settings.finalists)]
 
 
-BUDGETS = [150.0 + number / 4 for number in range(200)]
+BUDGETS = [160.0 + number / 4 for number in range(200)]
 
 
 @pytest.fixture

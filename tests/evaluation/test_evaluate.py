@@ -10,14 +10,26 @@ from helpers.tiny import TINY
 
 from cifar_ray.config import TrialConfig
 from cifar_ray.data.decode import Images
+from cifar_ray.data.stratified import stratified_split
 from cifar_ray.evaluation import evaluate as module
 from cifar_ray.evaluation.evaluate import Group, evaluate
 from cifar_ray.evaluation.quality import class_quality, split_quality
+from cifar_ray.evaluation.robustness import corrupt
 from cifar_ray.models.classifier import build_model
 from cifar_ray.models.saved import load_model, pack_weights, save_model
 from cifar_ray.results.card import IN_RESULTS
 from cifar_ray.results.examples import find_examples
-from cifar_ray.results.records import RunFolder, read_csv, read_examples, read_predictions, read_samples
+from cifar_ray.results.ranking import summarise
+from cifar_ray.results.records import (
+    CLEAN,
+    CORRUPTIONS,
+    SEVERITIES,
+    RunFolder,
+    read_csv,
+    read_examples,
+    read_predictions,
+    read_samples,
+)
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -65,6 +77,7 @@ def evaluated(hardware: Any, tmp_path_factory: pytest.TempPathFactory) -> Evalua
     told: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "MAX_TRAIN_IMAGES", 45)
+        patch.setattr(module, "MAX_CORRUPTED", 30)
         rows = evaluate(folder, groups, [FAILED], 2, {"CPU": 1, "GPU": 0}, told.append)
     return Evaluated(folder, groups, rows, told)
 
@@ -80,7 +93,8 @@ def test_every_model_is_scored_on_the_splits_of_its_group(evaluated: Evaluated) 
                     expected = load_model(evaluated.folder.model(model))(images).softmax(1)
                 np.testing.assert_allclose(kept[model], expected, atol=1e-6)
                 np.testing.assert_array_equal(kept["labels"], group.splits[name].labels)
-    assert evaluated.told[:3] == [f"evaluation {count}/3 scored" for count in (1, 2, 3)]
+    counts = [int(text.split()[1].split("/")[0]) for text in evaluated.told if text.endswith("/3 models scored")]
+    assert counts == sorted(counts) and {1, 2, 3} <= set(counts)
 
 
 def test_of_many_training_images_a_stratified_sample_is_scored(evaluated: Evaluated) -> None:
@@ -123,6 +137,21 @@ def test_the_images_that_a_report_shows_are_kept(evaluated: Evaluated) -> None:
         assert all((train.images[train.labels == label] == image).all((1, 2, 3)).any() for image in of_class)
 
 
+def test_the_best_of_the_family_and_the_default_are_scored_on_corrupted_images(evaluated: Evaluated) -> None:
+    rows = read_csv(evaluated.folder.robustness_csv)
+    kinds = [(CLEAN, 0), *((name, severity) for name in CORRUPTIONS for severity in SEVERITIES)]
+    assert [(row["model"], row["corruption"], row["severity"]) for row in rows] == [(NAMES[2], *kind) for kind in kinds]
+    assert {(row["config"], row["family"], row["n"]) for row in rows} == {("default", "cnn", 30)}
+    model = load_model(evaluated.folder.model(NAMES[2]))
+    images, labels = torch.tensor(split(60, 16).images), torch.tensor(split(60, 16).labels)
+    chosen = torch.tensor(stratified_split(labels.numpy(), 30, min_left=0)[1])
+    for row in rows[:4]:
+        seen = images[chosen] if row["corruption"] == CLEAN else corrupt(images[chosen], "noise", row["severity"])
+        with torch.inference_mode():
+            right = (model(seen).argmax(1) == labels[chosen]).float().mean()
+        assert row["accuracy"] == pytest.approx(float(right))
+
+
 def test_results_hold_every_model_and_best_is_the_best_validation_seed_of_a_whole_configuration(
     evaluated: Evaluated,
 ) -> None:
@@ -132,6 +161,20 @@ def test_results_hold_every_model_and_best_is_the_best_validation_seed_of_a_whol
     assert rows[-1]["failure"] == FAILED["failure"]
     assert {row["config"] for row in read_csv(evaluated.folder.latency_csv)} == {"small", "default"}
     assert load_model(evaluated.folder.best).image_size == 16  # of `small` a seed failed
+
+
+def test_of_each_family_and_each_default_the_best_seed_is_scored_on_corrupted_images() -> None:
+    cnns, resnets = [("default", 0.5), ("a", 0.6), ("b", 0.55)], [("default-resnet", 0.4), ("c", 0.3)]
+    rows: list[dict[str, Any]] = [
+        {"model": f"{config}-seed{seed}", "config": config, "family": family, "seed": seed, "val_metric": value + seed}
+        for family, kinds in (("cnn", cnns), ("resnet", resnets))
+        for config, value in kinds
+        for seed in (0, 1)
+    ]
+    assert module._on_corrupted(summarise(rows)) == ["a-seed1", "default-seed1", "default-resnet-seed1"]
+    for row in rows[:2]:
+        row["failure"] = "out of memory"
+    assert module._on_corrupted(summarise(rows)) == ["a-seed1", "default-resnet-seed1"]
 
 
 def test_without_models_the_failures_are_all_that_is_recorded(tmp_path: Any) -> None:

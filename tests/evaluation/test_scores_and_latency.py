@@ -45,9 +45,12 @@ def test_scores_are_scikit_learns_of_the_models_probabilities(
 ) -> None:
     seen: list[str] = []
     splits = {"test": test_split, "val": take_images(test_split, np.arange(100))}
-    scores = score_models(models, splits, 2, {"CPU": 1, "GPU": 0}, lambda name, score: seen.append(name))
+    scores, corrupted = score_models(
+        models, splits, [], test_split, 2, {"CPU": 1, "GPU": 0}, lambda key, result: seen.append(key)
+    )
+    assert corrupted == []
     assert list(scores) == list(models)
-    assert sorted(seen) == sorted(models)
+    assert sorted(seen) == [f"model {name}" for name in models]
     for name, of_splits in scores.items():
         assert list(of_splits) == ["test", "val"]
         score = of_splits["test"]
