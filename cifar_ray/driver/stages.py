@@ -145,8 +145,6 @@ def finish(
     groups = [Group(trained, splits)] if trained else []
     if trained:
         note_test_reading(run, console, data.test, data.class_names)
-    if trained:
-        note_test_reading(run, console, data.test, data.class_names)
     rows = evaluate(folder, groups, failed, workers.num_workers, workers.resources, console.status)
     console.line(f"evaluation  {len(rows)} models scored in {duration(run.next_phase('report'))}")
     return rows

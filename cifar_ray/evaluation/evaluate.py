@@ -44,7 +44,8 @@ class Group:
     """Models that take the same images, and those images.
 
     All models of a run do. Those of several runs may want the same test images brought to different sizes: a group for
-    each way. What the groups have of one split are the same images, in the same order.
+    each way, of the same test images in the same order. Their `val` and `train` may differ, with how many images the
+    models were trained on: those that are not the first group's are not looked at, since records hold one of each.
     """
 
     names: Sequence[str]
@@ -81,7 +82,7 @@ def evaluate(
     if not groups:
         write_csv(folder.results_csv, RESULTS_COLUMNS, failed)
         return []
-    _check_labels(groups)
+    groups = _in_common(groups)
     models = {name: SavedModel.read(folder.model(name)) for group in groups for name in group.names}
     known = {name: _known_row(saved) for name, saved in models.items()}
     ranked = summarise([*known.values(), *failed])
@@ -148,10 +149,18 @@ def _speed(single: Latency, batched: Latency) -> Row:
     }
 
 
-def _check_labels(groups: Sequence[Group]) -> None:
-    for split in SPLITS:
-        labels = [group.splits[split].labels for group in groups if split in group.splits]
-        assert all(np.array_equal(labels[0], others) for others in labels), f"groups differ in the labels of {split}"
+def _in_common(groups: Sequence[Group]) -> list[Group]:
+    """The groups without what they do not have in common: what others of `val` and `train` than the first one have."""
+    first: dict[str, np.ndarray] = {}
+    for group in groups:
+        for split, images in group.splits.items():
+            first.setdefault(split, images.labels)
+    common = [
+        Group(group.names, {name: of for name, of in group.splits.items() if np.array_equal(of.labels, first[name])})
+        for group in groups
+    ]
+    assert all("test" in group.splits for group in common), "groups differ in the labels of test"
+    return common
 
 
 def _sample(images: Images, number: int) -> Images:

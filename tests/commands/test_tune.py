@@ -45,7 +45,10 @@ def test_the_run_folder_holds_what_it_promises(run: Any) -> None:
     folder, _ = run
     expected = {"run.json", "study.journal", "trials.jsonl", "trials", "models", "best", "evaluation", "hparams"}
     assert {path.name for path in folder.iterdir()} == expected | {"report.html", "report.md", "ray.log"}
-    assert {"results.csv", "predictions.npz", "latency.csv"} < {path.name for path in (folder / "evaluation").iterdir()}
+    evaluated = {path.name for path in (folder / "evaluation").iterdir()}
+    assert {f"{name}.csv" for name in ("results", "latency", "quality", "classes", "robustness")} < evaluated
+    assert {"predictions.npz", "val_predictions.npz", "train_predictions.npz"} < evaluated
+    assert {"examples.npz", "samples.npz"} < evaluated
     assert (folder / "evaluation" / "confusion.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -58,6 +61,7 @@ def test_run_json_says_how_the_run_came_about(run: Any) -> None:
     assert set(about["phases_s"]) == {"startup", "search", "finals", "evaluation", "report"}
     assert about["versions"]["torch"] in torch.__version__
     assert about["start"] < about["end"]
+    assert about["test_readings"] == {"readings": 1, "runs": 1}
 
 
 def test_every_trial_has_its_record_and_its_history(run: Any) -> None:

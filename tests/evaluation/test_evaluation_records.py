@@ -184,7 +184,17 @@ def test_without_models_the_failures_are_all_that_is_recorded(tmp_path: Any) -> 
     assert not folder.predictions_npz.exists()
 
 
-def test_groups_that_differ_in_the_labels_of_a_split_are_a_mistake_of_ours(tmp_path: Any) -> None:
-    groups = [Group(["a"], {"test": split(6, 8)}), Group(["b"], {"test": Images(split(6, 8).images, np.zeros(6))})]
+def test_groups_share_the_test_split_and_leave_out_what_else_is_not_that_of_the_first() -> None:
+    test, val, train = split(6, 8), split(3, 8), split(9, 8)
+    groups = [
+        Group(["a"], {"test": test, "val": val}),
+        Group(["b"], {"test": test, "val": split(6, 8), "train": train}),
+        Group(["c"], {"test": test, "val": val, "train": split(12, 8)}),
+    ]
+    assert [list(group.splits) for group in module._in_common(groups)] == [
+        ["test", "val"],
+        ["test", "train"],
+        ["test", "val"],
+    ]
     with pytest.raises(AssertionError, match="labels of test"):
-        module._check_labels(groups)
+        module._in_common([*groups, Group(["d"], {"test": Images(test.images, np.zeros(6))})])
