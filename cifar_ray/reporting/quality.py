@@ -37,7 +37,7 @@ def quality(records: Records) -> Section:
     marks = [mark for table in section.tables for of_row in table.marks.values() for mark in of_row]
     if "tie" in marks:
         section.text.append(
-            "`best` ranks first by validation. `tie`: on test it cannot be told apart from that one by this score, "
+            "best: ranks first by validation. tie: on test it cannot be told apart from that one by this score, "
             "since the 95 % interval of their difference holds 0."
         )
     return section

@@ -23,12 +23,10 @@ from cifar_ray.text import counted, decimals, share, short, thousands
 
 Clause = Callable[[Records], str | None]
 
-LARGE_GAP = 0.05
-"""Train - test accuracy from which a model has plainly learned by heart."""
-SMALL_GAP = 0.02
-"""Train - test accuracy below which it has hardly."""
+LARGE_GAP = 0.02
+"""Train - test accuracy from which a model may be said to learn by heart."""
 LOW_TRAIN_ACCURACY = 0.95
-"""Below it, with a small gap, a model has not even learned its training images."""
+"""Below it a model may be said not to have learned its training images."""
 RARE = 0.5
 """A class is rare with less than this share of the median class's training images."""
 CONFIDENT = 0.9
@@ -158,12 +156,15 @@ def _train_and_test(records: Records, one: ConfigSummary) -> tuple[float, float]
     return None if train is None or test is None else (train, test)
 
 
+# The error on test images is that on training images and the gap between the two: the larger part says what to mend.
+
+
 def _overfits(train: float, test: float) -> bool:
-    return train - test >= LARGE_GAP or (train - test >= SMALL_GAP and 1 - test >= 2 * (1 - train))
+    return train - test >= max(1 - train, LARGE_GAP)
 
 
 def _underfits(train: float, test: float) -> bool:
-    return train < LOW_TRAIN_ACCURACY and train - test < SMALL_GAP
+    return train < LOW_TRAIN_ACCURACY and train - test < 1 - train
 
 
 def fit(records: Records) -> str | None:
@@ -180,7 +181,7 @@ def _fit(records: Records, one: ConfigSummary) -> str | None:
     if _overfits(train, test):
         judged = "it overfits"
     elif _underfits(train, test):
-        judged = "it underfits: new images are not the problem, its training images are"
+        judged = "it underfits: most of its error is there on its own training images"
     else:
         judged = "no sign of over- or underfitting"
     return f"{one.config} {told} ({difference_text(train - test)} points): {judged}."
@@ -206,9 +207,7 @@ def _turned_loss(records: Records, one: ConfigSummary) -> str | None:
 
 def _mean_val_loss(records: Records, one: ConfigSummary) -> list[float]:
     """By epoch, over the seeds, as far as all of them got."""
-    curves = [[row["val_loss"] for row in records.histories.get(model, [])] for model in one.models]
-    curves = [curve for curve in curves if curve and None not in curve]
-    return [fmean(values) for values in zip(*curves, strict=False)]
+    return [fmean(values) for values in zip(*_val_losses(records, one), strict=False)]
 
 
 def seeds_differ(records: Records) -> str | None:
@@ -297,10 +296,8 @@ def confident_mistakes(records: Records) -> str | None:
     if found is None:
         return None
     num_confident, num_wrong = found
-    return (
-        f"Of its {counted(num_wrong, 'mistake')}, {num_confident} {'is' if num_confident == 1 else 'are'} made with a "
-        f"probability of {100 * CONFIDENT:.0f} % or more."
-    )
+    made = {0: "none is", 1: "1 is"}.get(num_confident, f"{num_confident} are")
+    return f"Of its {counted(num_wrong, 'mistake')}, {made} made with a probability of {100 * CONFIDENT:.0f} % or more."
 
 
 def _confident_mistakes(records: Records) -> tuple[int, int] | None:
@@ -353,13 +350,23 @@ CAVEATS = (images_in_two_splits, read_before, wide_interval)
 # What to try next: each with the flag that does it.
 
 
+def _val_losses(records: Records, one: ConfigSummary) -> list[list[float]]:
+    """By epoch, of each seed that has more than one."""
+    curves = [[row["val_loss"] for row in records.histories.get(model, [])] for model in one.models]
+    return [curve for curve in curves if len(curve) > 1 and None not in curve]
+
+
+def _still_falls(curves: Sequence[Sequence[float]]) -> bool:
+    """Whether most curves are lowest at their end."""
+    return 2 * sum(min(curve) == curve[-1] for curve in curves) > len(curves)
+
+
 def train_longer(records: Records) -> str | None:
     """The validation loss was still falling when the training ended."""
     for one in _shown(records):
-        curves = [[row["val_loss"] for row in records.histories.get(model, [])] for model in one.models]
-        curves = [curve for curve in curves if len(curve) > 1 and None not in curve]
+        curves = _val_losses(records, one)
         last = [curve for curve in curves if min(curve) == curve[-1]]
-        if not last or 2 * len(last) <= len(curves):
+        if not _still_falls(curves):
             continue
         epochs = max(len(curve) for curve in last)
         schedule = (records.config(one.config, one.best_model).get("lr_schedule") or {}).get("name")
@@ -404,10 +411,10 @@ def _next_regulariser(config: Row, image_size: int) -> str | None:
 
 
 def larger_model(records: Records) -> str | None:
-    """It underfits: it needs more capacity."""
+    """It underfits, and not for want of epochs: it needs more capacity."""
     for one in _shown(records):
         found = _train_and_test(records, one)
-        if found is None or not _underfits(*found):
+        if found is None or not _underfits(*found) or _still_falls(_val_losses(records, one)):
             continue
         config = records.config(one.config, one.best_model).get("model") or {}
         value = None

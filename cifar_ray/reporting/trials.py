@@ -47,7 +47,10 @@ def search_gain(records: Records) -> str:
             continue
         reached = f"{records.recipe(default['name'])} reached {with_unit(records.metric, best_value(default))}"
         if tried[0] is default:
-            said.append(f"{reached} and none of the other {len(tried) - 1} trials did better")
+            others = (
+                f"none of the other {len(tried) - 1} trials did" if len(tried) > 2 else "the other trial did not do"
+            )
+            said.append(f"{reached} and {others} better")
         else:
             of_space = f" of {space}" if records.several_spaces else ""
             best = f"the best trial{of_space}, {tried[0]['name']}"

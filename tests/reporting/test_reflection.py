@@ -162,6 +162,7 @@ def both(*changes: Change) -> Change:
 
 
 FALLING, TURNED = [1.0, 0.8, 0.6, 0.5, 0.45, 0.41], [1.0, 0.6, 0.4, 0.5, 0.6, 0.7]
+CURVES_TURNED = both(set_val_loss("trial-0012", TURNED), set_val_loss("trial-0013", TURNED))
 ONE_FAMILY = set_results(family="cnn")
 NO_PREDICTIONS = forget("evaluation/predictions.npz")
 NO_QUALITY = forget("evaluation/quality.csv")
@@ -196,6 +197,8 @@ CASES = [
     (reflection.fit, set_quality("trial-0012", "train", accuracy=0.89), "it underfits", NO_QUALITY),
     (reflection.fit, set_quality("trial-0012", "test", accuracy=0.985), "trial-0012 is right on 99.00 % of training "
      "and 98.50 % of test images (+0.50 points): no sign of over- or underfitting", NO_QUALITY),
+    (reflection.fit, both(set_quality("trial-0012", "train", accuracy=0.5), set_quality("trial-0012", "test", accuracy=0.4)),
+     "(+10.00 points): it underfits: most of its error is there on its own training images.", NO_QUALITY),
     (reflection.turned_loss, set_val_loss("trial-0012", TURNED), "of trial-0012 was lowest in epoch 3 of 6 (0.400) and "
      "rose to 0.700", set_val_loss("trial-0012", FALLING)),
     (reflection.seeds_differ, as_it_is, "accuracy of trial-0013 varies by 0.", set_results(test_accuracy=None)),
@@ -217,7 +220,7 @@ CASES = [
     (reflection.wide_interval, as_it_is, "With 500 test images the test accuracy of the best is known to 1.",
      NO_PREDICTIONS),
     (reflection.train_longer, set_val_loss("trial-0012", FALLING), "the last of 6 epochs in 3 of 3 seeds, at 0.410",
-     both(set_val_loss("trial-0012", TURNED), set_val_loss("trial-0013", TURNED))),
+     CURVES_TURNED),
     (reflection.train_longer, set_val_loss("trial-0012", FALLING), "Train longer",
      both(set_val_loss("trial-0013", TURNED), set_val_loss("trial-0012", TURNED),
           set_val_loss("trial-0012", FALLING, num_seeds=1))),
@@ -228,9 +231,11 @@ CASES = [
      "augment/crop_padding=1", NO_QUALITY),
     (reflection.regularise, set_config("trial-0012", augment={"crop_padding": 1}), "--set augment/cutout=2",
      set_config("trial-0012", augment={"crop_padding": 1, "cutout": 2}, model={"dropout": 0.1, "head_dropout": 0.2})),
-    (reflection.larger_model, set_quality("trial-0012", "train", accuracy=0.89), "trial-0012 (189k parameters) is "
-     "right on only 89.00 % of its own training images: --set model/widths=[96,192,320]", as_it_is),
-    (reflection.larger_model, both(set_quality("trial-0013", "train", accuracy=0.93),
+    (reflection.larger_model, both(set_quality("trial-0012", "train", accuracy=0.89), CURVES_TURNED), "trial-0012 (189k "
+     "parameters) is right on only 89.00 % of its own training images: --set model/widths=[96,192,320]", as_it_is),
+    (reflection.larger_model, both(set_quality("trial-0012", "train", accuracy=0.89), CURVES_TURNED), "Larger model",
+     both(set_quality("trial-0012", "train", accuracy=0.89), set_val_loss("trial-0012", FALLING))),
+    (reflection.larger_model, both(set_quality("trial-0013", "train", accuracy=0.93), CURVES_TURNED,
                                    set_quality("trial-0013", "test", accuracy=0.93)), "backbone=resnet50", NO_QUALITY),
     (reflection.pretrained_weights, set_config("trial-0013", model={"weights": "none"}), "all of its 11.2M parameters "
      "from 1,149 images: --weights DEFAULT", as_it_is),
