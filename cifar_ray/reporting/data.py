@@ -40,6 +40,8 @@ def _bad_images(records: Records) -> list[str]:
 def _readings(records: Records) -> list[str]:
     """How often this test split was read: choices that follow a reading make later scores too good."""
     readings = records.test_readings
+    if "error" in readings:
+        return [f"How often this test split has been read is not known: {readings['error']}"]
     if not readings:
         return []
     times = "once" if readings["readings"] == 1 else f"{readings['readings']} times"

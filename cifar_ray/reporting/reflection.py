@@ -323,7 +323,7 @@ def images_in_two_splits(records: Records) -> str | None:
 def read_before(records: Records) -> str | None:
     """Whether the test split has been read before: scores after a choice by it are too good."""
     readings = records.test_readings
-    if not readings or readings["readings"] < 2:
+    if readings.get("readings", 0) < 2:
         return None
     return (
         f"This test split has been read {readings['readings']} times in {counted(readings['runs'], 'run')}: as far as "

@@ -47,9 +47,7 @@ def search_gain(records: Records) -> str:
             continue
         reached = f"{records.recipe(default['name'])} reached {with_unit(records.metric, best_value(default))}"
         if tried[0] is default:
-            others = (
-                f"none of the other {len(tried) - 1} trials did" if len(tried) > 2 else "the other trial did not do"
-            )
+            others = "the other trial did no" if len(tried) == 2 else f"none of the other {len(tried) - 1} trials did"
             said.append(f"{reached} and {others} better")
         else:
             of_space = f" of {space}" if records.several_spaces else ""

@@ -74,9 +74,8 @@ class Records:
 
     @property
     def test_readings(self) -> Row:
-        """How often the test split was read, `readings` in so many `runs`; empty where that is not known."""
-        found: Row = self.run.get("test_readings") or {}
-        return found if "readings" in found else {}
+        """How often the test split was read: `readings` in so many `runs`, or `error`. Older runs do not know."""
+        return self.run.get("test_readings") or {}
 
     @property
     def phases(self) -> dict[str, float]:

@@ -197,7 +197,8 @@ CASES = [
     (reflection.fit, set_quality("trial-0012", "train", accuracy=0.89), "it underfits", NO_QUALITY),
     (reflection.fit, set_quality("trial-0012", "test", accuracy=0.985), "trial-0012 is right on 99.00 % of training "
      "and 98.50 % of test images (+0.50 points): no sign of over- or underfitting", NO_QUALITY),
-    (reflection.fit, both(set_quality("trial-0012", "train", accuracy=0.5), set_quality("trial-0012", "test", accuracy=0.4)),
+    (reflection.fit, both(set_quality("trial-0012", "train", accuracy=0.5),
+                          set_quality("trial-0012", "test", accuracy=0.4)),
      "(+10.00 points): it underfits: most of its error is there on its own training images.", NO_QUALITY),
     (reflection.turned_loss, set_val_loss("trial-0012", TURNED), "of trial-0012 was lowest in epoch 3 of 6 (0.400) and "
      "rose to 0.700", set_val_loss("trial-0012", FALLING)),
@@ -217,6 +218,8 @@ CASES = [
     (reflection.read_before, set_run(test_readings={"readings": 7, "runs": 3}), "read 7 times in 3 runs", as_it_is),
     (reflection.read_before, set_run(test_readings={"readings": 2, "runs": 1}), "read 2 times in 1 run:",
      set_run(test_readings={"readings": 1, "runs": 1})),
+    (reflection.read_before, set_run(test_readings={"readings": 2, "runs": 1}), "read 2 times",
+     set_run(test_readings={"error": "test_readings.jsonl: no space"})),
     (reflection.wide_interval, as_it_is, "With 500 test images the test accuracy of the best is known to 1.",
      NO_PREDICTIONS),
     (reflection.train_longer, set_val_loss("trial-0012", FALLING), "the last of 6 epochs in 3 of 3 seeds, at 0.410",
@@ -231,8 +234,8 @@ CASES = [
      "augment/crop_padding=1", NO_QUALITY),
     (reflection.regularise, set_config("trial-0012", augment={"crop_padding": 1}), "--set augment/cutout=2",
      set_config("trial-0012", augment={"crop_padding": 1, "cutout": 2}, model={"dropout": 0.1, "head_dropout": 0.2})),
-    (reflection.larger_model, both(set_quality("trial-0012", "train", accuracy=0.89), CURVES_TURNED), "trial-0012 (189k "
-     "parameters) is right on only 89.00 % of its own training images: --set model/widths=[96,192,320]", as_it_is),
+    (reflection.larger_model, both(set_quality("trial-0012", "train", accuracy=0.89), CURVES_TURNED), "trial-0012 (189k"
+     " parameters) is right on only 89.00 % of its own training images: --set model/widths=[96,192,320]", as_it_is),
     (reflection.larger_model, both(set_quality("trial-0012", "train", accuracy=0.89), CURVES_TURNED), "Larger model",
      both(set_quality("trial-0012", "train", accuracy=0.89), set_val_loss("trial-0012", FALLING))),
     (reflection.larger_model, both(set_quality("trial-0013", "train", accuracy=0.93), CURVES_TURNED,

@@ -180,6 +180,8 @@ def test_the_data_is_told_class_by_class_with_what_is_wrong_with_it(run: RunFold
     text = " ".join(section.text)
     assert re.search(r"7 images could not be read and are left out: a/0\.png: truncated, .* and 2 more", text)
     assert "3 of 500 test images are also" in text and "has been read 7 times so far, in 3 runs" in text
+    write_json(folder.run_json, about | {"test_readings": {"error": "test_readings.jsonl: no space"}})
+    assert any("not known: test_readings.jsonl: no space." in said for said in data(Records(folder)).text)
 
 
 def test_of_images_that_came_later_the_test_split_is_told_alone(run: RunFolder, tmp_path: Path) -> None:
