@@ -9,10 +9,8 @@ from statistics import fmean
 from cifar_ray.reporting.figures import png, robustness_figure, styles_of
 from cifar_ray.reporting.parts import Image, Section, Table, difference_text, score_text
 from cifar_ray.results.recorded_run import Records
+from cifar_ray.results.records import CLEAN
 from cifar_ray.text import thousands
-
-CLEAN = "none"
-"""The corruption, of severity 0, that leaves the images as they are."""
 
 
 @dataclass(frozen=True)

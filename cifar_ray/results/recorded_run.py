@@ -117,7 +117,7 @@ class Records:
     @cached_property
     def robustness(self) -> list[Row]:
         """Of robustness.csv: the accuracy of some models on corrupted test images."""
-        return read_csv(self.folder.evaluation / "robustness.csv")
+        return read_csv(self.folder.robustness_csv)
 
     @cached_property
     def examples(self) -> dict[int, np.ndarray]:

@@ -12,10 +12,14 @@ from cifar_ray.files import read_json, write_json
 from cifar_ray.results.examples import find_examples
 from cifar_ray.results.records import (
     CLASSES_COLUMNS,
+    CLEAN,
+    CORRUPTIONS,
     HISTORY_COLUMNS,
     LATENCY_COLUMNS,
     QUALITY_COLUMNS,
     RESULTS_COLUMNS,
+    ROBUSTNESS_COLUMNS,
+    SEVERITIES,
     RunFolder,
     read_csv,
     read_predictions,
@@ -272,9 +276,6 @@ def make_run(
     return folder
 
 
-CORRUPTIONS = ("noise", "blur", "contrast", "brightness", "jpeg", "pixelation", "shift", "rotation")
-
-
 def write_quality(folder: RunFolder, train_accuracy: float = 0.99) -> None:
     """Write quality.csv and classes.csv, as an evaluation does, to a run that `make_run` wrote."""
     data, predictions = read_json(folder.run_json)["data"], read_predictions(folder.predictions_npz)
@@ -321,8 +322,8 @@ def write_robustness(folder: RunFolder, drop: float = 0.05) -> None:
         if row["seed"] != 0 or row["failure"]:
             continue
         step = drop if row["family"] == "cnn" else drop / 2
-        kinds = [("none", 0), *((name, severity) for name in CORRUPTIONS for severity in (1, 2, 3))]
+        kinds = [(CLEAN, 0), *((name, severity) for name in CORRUPTIONS for severity in SEVERITIES)]
         rows += [{"model": row["model"], "config": row["config"], "family": row["family"], "corruption": name,
                   "severity": severity, "n": 300, "accuracy": row["test_accuracy"] - step * severity}
                  for name, severity in kinds]  # fmt: skip
-    write_csv(folder.evaluation / "robustness.csv", list(rows[0]), rows)
+    write_csv(folder.robustness_csv, ROBUSTNESS_COLUMNS, rows)

@@ -25,7 +25,7 @@ from cifar_ray.reporting.robustness import robustness
 from cifar_ray.reporting.sheets import GAP, data_uri, sheet_png
 from cifar_ray.results.examples import find_examples
 from cifar_ray.results.recorded_run import Records
-from cifar_ray.results.records import RESULTS_COLUMNS, Row, RunFolder, read_csv, write_csv
+from cifar_ray.results.records import CORRUPTIONS, RESULTS_COLUMNS, Row, RunFolder, read_csv, write_csv
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_corruptions_are_told_for_families_side_by_side(run: RunFolder) -> None:
     overview, changes = section.tables
     assert changes.columns == ["corruption", "resnet 1", "resnet 2", "resnet 3", "cnn 1", "cnn 2", "cnn 3"]
     assert list(row_of(changes, "blur").values())[1:7] == ["-2.50", "-5.00", "-7.50", "-5.00", "-10.00", "-15.00"]
-    assert len(changes.rows) == len(records.CORRUPTIONS)
+    assert len(changes.rows) == len(CORRUPTIONS)
     assert row_of(overview, "default-resnet")["marks"] == "baseline"
     (clean,) = [row["test_accuracy"] for row in found.rows if row["model"] == "trial-0012-seed0"]
     cells = row_of(overview, "trial-0012")
