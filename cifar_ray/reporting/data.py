@@ -9,8 +9,6 @@ from cifar_ray.text import counted, share, thousands
 
 NUM_BAD_SHOWN = 5
 
-SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
-
 
 def data(records: Records) -> Section:
     section = Section("The data")
@@ -52,22 +50,21 @@ def _readings(records: Records) -> list[str]:
 
 
 def _distribution(records: Records) -> list[Table]:
-    """Images of each class in each split, the rarest first."""
-    counts = records.class_counts
-    if not counts:
+    """Images of each class in each split that is known, the rarest in training first, or else in the first of them."""
+    splits = [split for split in SPLITS if split in records.class_counts]
+    if not splits:
         return []
-    splits = [split for split in SPLITS if split in counts]
-    by = splits[0]  # images that came after training have a test split alone
-    sizes = counts[by]
-    order = sorted(range(len(sizes)), key=lambda index: (sizes[index], index))
-    shown = order[:NUM_CLASSES_SHOWN]
-    total = sum(sizes)
-    rows = [[records.class_name(i), *(thousands(counts[split][i]) for split in splits), share(sizes[i], total)]
-            for i in shown]  # fmt: skip
-    note = f"Images by class, the rarest in {SPLIT_NAMES[by]} first"
-    note += f" ({NUM_CLASSES_SHOWN} of {len(sizes)} classes)" if len(order) > len(shown) else ""
+    first, counts = splits[0], records.class_counts
+    sizes = counts[first]
+    shown = sorted(range(len(sizes)), key=lambda index: (sizes[index], index))[:NUM_CLASSES_SHOWN]
+    rows = [
+        [records.class_name(i), *(thousands(counts[split][i]) for split in splits), share(sizes[i], sum(sizes))]
+        for i in shown
+    ]
+    note = f"Images by class, the rarest in {first} first"
+    note += f" ({NUM_CLASSES_SHOWN} of {len(sizes)} classes)" if len(sizes) > len(shown) else ""
     if min(sizes) > 0:
-        ratio = f"{max(sizes) / min(sizes):.1f} times the {SPLIT_NAMES[by]} images"
-        note += f". The largest class has {ratio} of the smallest"
-    shares = [sizes[i] / max(sizes) for i in shown]
-    return [Table(["class", *splits, f"share of {by}"], rows, f"{note}.", shares=shares)]
+        note += f". The largest class has {max(sizes) / min(sizes):.1f} times the {first} images of the smallest"
+    return [
+        Table(["class", *splits, f"share of {first}"], rows, f"{note}.", shares=[sizes[i] / max(sizes) for i in shown])
+    ]

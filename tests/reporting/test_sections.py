@@ -176,7 +176,7 @@ def test_the_data_is_told_class_by_class_with_what_is_wrong_with_it(run: RunFold
     section = data(Records(folder))
     (table,) = section.tables
     assert table.rows[0] == ["nine", "20", "10", "50", "2.2 %"] and table.shares and table.shares[:2] == [0.2, 1.0]
-    assert "The largest class has 5.0 times the training images" in table.note
+    assert "The largest class has 5.0 times the train images" in table.note
     text = " ".join(section.text)
     assert re.search(r"7 images could not be read and are left out: a/0\.png: truncated, .* and 2 more", text)
     assert "3 of 500 test images are also" in text and "has been read 7 times so far, in 3 runs" in text
@@ -184,17 +184,14 @@ def test_the_data_is_told_class_by_class_with_what_is_wrong_with_it(run: RunFold
     assert any("not known: test_readings.jsonl: no space." in said for said in data(Records(folder)).text)
 
 
-def test_of_images_that_came_later_the_test_split_is_told_alone(run: RunFolder, tmp_path: Path) -> None:
-    shutil.copytree(run.root, tmp_path / "run")
-    folder = RunFolder(tmp_path / "run")
+def test_an_evaluation_knows_the_classes_of_the_test_split_alone(tmp_path: Path) -> None:
+    folder = records.make_run(tmp_path, class_names=["a", "b"], num_trials=0, accuracies={"default": 0.9})
     about = read_json(folder.run_json)
-    about["data"]["class_counts"] = {"test": [50] * 9 + [5]}
-    about["test_readings"] = {"error": "the ledger cannot be read"}
-    write_json(folder.run_json, about)
-    section = data(Records(folder))
-    (table,) = section.tables
-    assert table.columns == ["class", "test", "share of test"] and table.rows[0][:2] == ["nine", "5"]
-    assert "10.0 times the test images of the smallest" in table.note and not section.text
+    about["data"]["class_counts"] = {"test": [90, 0]}
+    write_json(folder.run_json, about | {"kind": "evaluate"})
+    (table,) = data(Records(folder)).tables
+    assert table.columns == ["class", "test", "share of test"]
+    assert table.rows == [["b", "0", "0.0 %"], ["a", "90", "100.0 %"]] and "times" not in table.note
 
 
 def test_many_classes_are_shown_by_the_worst_and_the_rarest(tmp_path: Path) -> None:
