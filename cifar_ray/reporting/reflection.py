@@ -357,8 +357,8 @@ def _val_losses(records: Records, one: ConfigSummary) -> list[list[float]]:
 
 
 def _still_falls(curves: Sequence[Sequence[float]]) -> bool:
-    """Whether most curves are lowest at their end."""
-    return 2 * sum(min(curve) == curve[-1] for curve in curves) > len(curves)
+    """Whether half of the curves or more are lowest at their end."""
+    return bool(curves) and 2 * sum(min(curve) == curve[-1] for curve in curves) >= len(curves)
 
 
 def train_longer(records: Records) -> str | None:
