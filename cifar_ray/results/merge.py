@@ -18,6 +18,7 @@ from cifar_ray.results.records import (
     LATENCY_COLUMNS,
     QUALITY_COLUMNS,
     RESULTS_COLUMNS,
+    ROBUSTNESS_COLUMNS,
     SPLITS,
     Row,
     RunFolder,
@@ -83,6 +84,7 @@ def merge(runs: Sequence[Records], target: RunFolder, about: Row) -> None:
         (target.latency_csv, LATENCY_COLUMNS, "latency"),
         (target.quality_csv, QUALITY_COLUMNS, "quality"),
         (target.classes_csv, CLASSES_COLUMNS, "classes"),
+        (target.robustness_csv, ROBUSTNESS_COLUMNS, "robustness"),
     )
     for path, columns, table in tables:
         write_csv(path, columns, [renamed(row, i) for i, run in enumerate(runs) for row in getattr(run, table)])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.records import make_run, write_quality
+from helpers.records import make_run, write_quality, write_robustness
 
 from cifar_ray import report
 from cifar_ray.files import read_json, write_json
@@ -24,6 +24,7 @@ def runs(tmp_path: Path) -> tuple[RunFolder, RunFolder]:
     second = make_run(tmp_path / "runs" / "named", accuracies=RESNETS, num_trials=0)
     for run in (first, second):
         write_quality(run)
+        write_robustness(run)
     return first, second
 
 
@@ -62,6 +63,7 @@ def test_several_runs_are_compared_in_a_folder_of_their_own(
             assert np.array_equal(predictions[str(row["model"])], together[name])
             same = next(other for other in records.rows if other["model"] == name)
             assert {**same, "model": row["model"], "config": row["config"]} == row
+    assert len(records.robustness) == sum(len(read_csv(run.robustness_csv)) for run in runs) > 0
     assert len(records.quality) == sum(len(read_csv(run.quality_csv)) for run in runs)
     about = read_json(merged.run_json)
     assert [one["run"] for one in about["merged"]] == [str(run.root) for run in runs]
