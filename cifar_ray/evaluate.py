@@ -3,8 +3,8 @@
 import os
 from collections.abc import Sequence
 
-from cifar_ray.cli.flags import parse_flags, run_command
-from cifar_ray.cli.settings import EvaluateSettings
+from cifar_ray.cli.flags import EvaluateSettings
+from cifar_ray.cli.parser import parse_flags, run_command
 
 EPILOG = """\
 Classes are matched by the names of folders (or those that parquet files declare).

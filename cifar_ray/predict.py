@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cifar_ray.cli.flags import parse_flags, run_command
-from cifar_ray.cli.settings import PredictSettings
+from cifar_ray.cli.flags import PredictSettings
+from cifar_ray.cli.parser import parse_flags, run_command
 from cifar_ray.data.decode import decode_image, map_images
 from cifar_ray.data.folder import IMAGE_SUFFIXES
 from cifar_ray.errors import InputError
-from cifar_ray.results.card import read_card
+from cifar_ray.results.config_json import read_card
 from cifar_ray.text import num_columns, pad, printable, shorten
 
 if TYPE_CHECKING:

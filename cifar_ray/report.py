@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifar_ray.cli.flags import parse_flags, run_command
-from cifar_ray.cli.settings import ReportSettings
+from cifar_ray.cli.flags import ReportSettings
+from cifar_ray.cli.parser import parse_flags, run_command
 from cifar_ray.errors import InputError
 from cifar_ray.reporting.choice import choice
 from cifar_ray.reporting.render import build_report

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from helpers import launcher
 
-from cifar_ray.cli import flags
+from cifar_ray.cli import parser
 
 # Ray would start a session by itself for a test that forgot to ask for `hardware`.
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
@@ -99,7 +99,7 @@ def refused(
         before = files(tmp_path / "runs")
         monkeypatch.setattr("sys.argv", [name, *args])
         with pytest.raises(SystemExit) as ended:
-            flags.run_command(importlib.import_module(f"cifar_ray.{name}").main)
+            parser.run_command(importlib.import_module(f"cifar_ray.{name}").main)
         assert ended.value.code == 2
         assert files(tmp_path / "runs") == before
         out, err = capfd.readouterr()

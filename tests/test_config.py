@@ -8,7 +8,7 @@ import pytest
 
 from cifar_ray.config import TrialConfig, has_value, trial_config, with_values
 from cifar_ray.errors import InputError
-from cifar_ray.results.card import read_config
+from cifar_ray.results.config_json import read_config
 
 UNUSUAL: dict[str, Any] = {
     "family": "cnn",

@@ -1,135 +1,388 @@
-"""What the commands share: flags from a dataclass (one field, one flag), and exit codes."""
+"""The flags of the commands, and the settings of a run that is taken up again."""
 
-import argparse
-import dataclasses
-import sys
-import textwrap
-import typing
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
-from cifar_ray import __version__
+import pydantic
+
+from cifar_ray.cli.parser import at_least, flag, one_of
+from cifar_ray.config import WEIGHTS, WEIGHTS_SUFFIXES
 from cifar_ray.errors import InputError
+from cifar_ray.files import read_json
+from cifar_ray.results.records import RunFolder, folder_name
+
+BUILT_IN_DATA = ("cifar10", "digits")
+
+LARGEST_IMAGE = 1024
+"""Side in pixels: of larger images a few thousand do not fit into memory."""
+
+METRICS = ("accuracy", "auc", "f1")
+
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+"""Whether `ray job submit` started this process. Its working folder belongs to Ray then."""
 
 
-def flag(
-    default: Any,
-    help: str,
-    parse: Callable[[str], Any] = str,
-    metavar: str | None = None,
-    positional: bool = False,
-) -> Any:
-    """Declare a field of a settings dataclass.
-
-    Args:
-        default: shown by `--help`, unless None. A tuple may be given several times.
-        help: one line.
-        parse: turns the text into a value; its ValueError is told to the user.
-        metavar: stands for the value in `--help`.
-        positional: the value stands alone, without a flag, and is required.
-    """
-    metadata = {"help": help, "parse": parse, "metavar": metavar, "positional": positional}
-    return dataclasses.field(default=default, metadata=metadata)
+def _not_empty(text: str) -> str:
+    # Such as that of a shell variable that is not set; as a path it would be the working folder.
+    if not text:
+        raise ValueError("must not be empty")
+    return text
 
 
-def at_least(minimum: int) -> Callable[[str], int]:
-    """Return a parser of whole numbers from `minimum` on."""
-
-    def parse(text: str) -> int:
-        if not text.removeprefix("-").isdecimal() or int(text) < minimum:
-            raise ValueError(f"must be a whole number of at least {minimum}, not {text!r}")
-        return int(text)
-
-    return parse
+def _data_source(text: str) -> str:
+    return text if text in BUILT_IN_DATA else str(_path(text))
 
 
-def one_of(*names: str) -> Callable[[str], str]:
-    """Return a parser that takes one of `names`."""
+def _spaces(text: str) -> str:
+    names = [part.strip() for part in text.split(",")]
+    # Absolute, so that a run can be taken up from another folder.
+    return ",".join(os.path.abspath(os.path.expanduser(name)) if name.endswith(".py") else name for name in names)
 
-    def parse(text: str) -> str:
-        if text not in names:
-            raise ValueError(f"must be one of {', '.join(names)}, not {text!r}")
+
+def _path(text: str) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(_not_empty(text))))
+
+
+def _weights(text: str) -> str:
+    if text in WEIGHTS:
         return text
-
-    return parse
-
-
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Wraps the description, and leaves the lines of the epilog as they are."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return super()._fill_text(text, width, indent) if "\n" in text else textwrap.fill(text, width)
+    path = _path(text)
+    # A name in the wrong case would otherwise be a file that is not there, and only be told after all else is loaded.
+    if path.suffix.lower() not in WEIGHTS_SUFFIXES and not os.path.exists(path):
+        raise ValueError(f"must be {', '.join(WEIGHTS)} or a file ({', '.join(WEIGHTS_SUFFIXES)}), not {text!r}")
+    return str(path)
 
 
-def _usage(settings: type) -> str:
-    positional = [f for f in dataclasses.fields(settings) if f.metadata["positional"]]
-    names = [f"{f.metadata['metavar']}{' ...' if isinstance(f.default, tuple) else ''}" for f in positional]
-    return " ".join(["[flags]", *names])
+def _key_and_value(text: str) -> str:
+    key, _, value = text.partition("=")
+    if not key or not value:
+        raise ValueError(f"must be KEY=VALUE such as model/dropout=0.2, not {text!r}")
+    return text
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see --help)")
+def _image_size(text: str) -> int | None:
+    size = None if text == "auto" else at_least(1)(text)
+    if size is not None and size > LARGEST_IMAGE:
+        raise ValueError(f"must be at most {LARGEST_IMAGE} pixels, not {text}")
+    return size
 
 
-def parse_flags(settings: type, command: str, argv: Sequence[str], epilog: str = "") -> dict[str, Any]:
-    """Parse `argv` into values for the fields of the dataclass `settings`: those that are given, and no others.
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ValueError(f"must be a number above 0, not {text!r}")
+    return value
 
-    `--help` shows the docstring of the dataclass, its fields under the headings of its `groups` (names of fields by
-    heading) if it has any, and then `epilog` as it is.
+
+def _gpus_per_trial(text: str) -> int | None:
+    return None if text == "auto" else at_least(0)(text)
+
+
+def count(text: str) -> int:
+    """Parse a positive count such as `150000`, `150k` or `1.5M`."""
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)([kKmMgGbB]?)", text)
+    number = found and round(float(found[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}[found[2].lower()])
+    if not number:
+        raise ValueError(f"must be a number above 0 such as 150k or 1M, not {text!r}")
+    return number
+
+
+def seconds(text: str) -> float:
+    """Parse a duration such as `90s`, `10m` or `1h30m` into seconds."""
+    parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text)
+    total = (
+        sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (3600, 60, 1), strict=True)) if parts else 0
+    )
+    if not total:
+        raise ValueError(f"must be a duration such as 90s, 10m or 1h30m, not {text!r}")
+    return total
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What every run takes: its data, its metric, its devices and its folder."""
+
+    groups: ClassVar[dict[str, tuple[str, ...]]] = {
+        "what to evaluate": ("models",),
+        "what to search or train": (
+            *(
+                "space",
+                "preset",
+                "config",
+                "set",
+                "metric",
+                "trials",
+                "max_epochs",
+                "finalists",
+                "final_seeds",
+                "seeds",
+            ),
+            *("patience", "sampler", "weights", "seed", "show"),
+        ),
+        "on what data": ("data", "data_dir", "train_size", "image_size", "skip_bad_images"),
+        "limits": ("time_budget", "max_params", "dry_run"),
+        "where to run": (
+            *("cpus_per_trial", "gpus_per_trial", "workers_per_trial", "workers"),
+            "address",
+        ),
+        "what comes out": ("name", "runs_dir", "resume"),
+    }
+    """Headings of `--help`, and the flags of all commands that stand under each."""
+
+    data: str | None = flag("cifar10", "cifar10, digits, or a folder of images or parquet", _data_source, "NAME|PATH")
+    data_dir: Path | None = flag(None, "where cifar10 is or is downloaded to (default: the user's cache folder)", _path)
+    skip_bad_images: bool = flag(False, "leave out images that cannot be read, and list them in run.json")
+    metric: str | None = flag("accuracy", "what ranks models: accuracy, auc or f1 (macro)", one_of(*METRICS), "NAME")
+    cpus_per_trial: int = flag(
+        1, "CPUs of each worker of a trial or final training, and of each evaluation actor", at_least(1), "N"
+    )
+    gpus_per_trial: int | None = flag(
+        None, "GPUs of each, 0 or 1 (default: auto, 1 where there are GPUs)", _gpus_per_trial, "auto|N"
+    )
+    name: str | None = flag(None, "name of the run (default: what it does, its data, and the time)", folder_name)
+    runs_dir: Path = flag(
+        Path.home() / "cifar_ray_runs" if SUBMITTED else Path("runs"), "folder that run folders are made in", _path
+    )
+    address: str | None = flag(
+        None, "join the Ray cluster at this address (auto or HOST:PORT) instead of using this machine alone", _not_empty
+    )
+
+    @property
+    def workers_per_model(self) -> int:
+        """How many workers train a model together; one evaluates it."""
+        return 1
+
+    @property
+    def workers_flag(self) -> str:
+        """The flag that says so, if one does."""
+        return ""
+
+
+@dataclass(frozen=True)
+class TrainingSettings(RunSettings):
+    """What every run that trains takes beside that."""
+
+    train_size: int | None = flag(None, "use this many training images, validation included", at_least(1), "N")
+    image_size: int | None = flag(
+        None,
+        "side of the images in pixels (default: auto, native up to 64, else 32; with ResNets 96, or 160 on GPUs)",
+        _image_size,
+        "auto|N",
+    )
+    weights: str | None = flag(
+        None,
+        "backbone weights of ResNets: DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2, none, or a file (.pth, .safetensors) with "
+        "torchvision's keys (default: what a configuration says, DEFAULT in a search)",
+        _weights,
+        "NAME|PATH",
+    )
+    set: tuple[str, ...] = flag(
+        (),
+        "give all configurations this value, such as model/dropout=0.2 or optimizer/name=adamw, and do not search it; "
+        "may be given several times",
+        _key_and_value,
+        "KEY=VALUE",
+    )
+    patience: int | None = flag(
+        None,
+        "end a final training after so many epochs without a better validation metric, and keep its best weights; for "
+        "schedules that do not anneal: constant, plateau, and step after its last drop (default: none)",
+        at_least(1),
+        "N",
+    )
+    seed: int = flag(0, "seed of the whole run", at_least(0), "N")
+    resume: str | None = flag(
+        None, "go on with an interrupted run, given by name or folder; all else comes from it", _not_empty, "RUN"
+    )
+
+    @property
+    def fixed(self) -> dict[str, str]:
+        """The texts of `--set` by their keys."""
+        return {key: value for key, _, value in (text.partition("=") for text in self.set)}
+
+
+@dataclass(frozen=True)
+class TuneSettings(TrainingSettings):
+    """Search a space for the best model, train the finalists over several seeds, evaluate them, write a report."""
+
+    space: str = flag(
+        "cnn", "search spaces, built-in names or Python files; several share the trials", _spaces, "NAME|FILE.py[,...]"
+    )
+    trials: int = flag(50, "configurations to try, beside those that fail or are over a limit", at_least(1), "N")
+    max_epochs: int = flag(
+        30, "epochs of each final training, and of a trial that is not stopped early", at_least(1), "N"
+    )
+    time_budget: float | None = flag(
+        None,
+        "end the search early enough to have all done in this time, report included: 10m, 1h30m",
+        seconds,
+        "T",
+    )
+    workers_per_trial: int = flag(
+        1, "workers that train each model together, in the search and in the finals", at_least(1), "N"
+    )
+    sampler: str = flag(
+        "tpe",
+        "how configurations are drawn: tpe (Optuna's, learns from the trials so far) or random",
+        one_of("tpe", "random"),
+    )
+    max_params: int | None = flag(None, "only models of at most this many parameters: 150k, 1M", count, "N")
+    finalists: int = flag(
+        3, "best configurations that are trained again over several seeds, beside the default recipe", at_least(1), "N"
+    )
+    final_seeds: int = flag(3, "seeds of each final configuration", at_least(1), "N")
+    dry_run: bool = flag(False, "show sampled configurations, and the time, memory and disk it takes; train nothing")
+
+    @property
+    def workers_flag(self) -> str:
+        return "--workers-per-trial"
+
+    @property
+    def workers_per_model(self) -> int:
+        return self.workers_per_trial
+
+
+@dataclass(frozen=True)
+class TrainSettings(TrainingSettings):
+    """Train named models over several seeds, evaluate them as after a search, write a report."""
+
+    preset: tuple[str, ...] = flag((), "a model by name, may be given several times", metavar="NAME")
+    config: tuple[Path, ...] = flag(
+        (), "a model by its config.json, such as best/config.json of a run; may be given several times", _path, "FILE"
+    )
+    data: str | None = flag(
+        None,
+        "as for tune (default: that of the first --config, else cifar10)",
+        _data_source,
+        "NAME|PATH",
+    )
+    metric: str | None = flag(
+        None, "as for tune (default: that of the first --config, else accuracy)", one_of(*METRICS), "NAME"
+    )
+    max_epochs: int | None = flag(
+        None, "epochs of each training (default: those of the first --config, else 30)", at_least(1), "N"
+    )
+    seeds: int = flag(3, "seeds of each configuration", at_least(1), "N")
+    show: bool = flag(False, "print the configurations as JSON, for --config; train nothing")
+    workers: int = flag(1, "workers that train each model together", at_least(1), "N")
+
+    @property
+    def workers_flag(self) -> str:
+        return "--workers"
+
+    @property
+    def workers_per_model(self) -> int:
+        return self.workers
+
+
+@dataclass(frozen=True)
+class EvaluateSettings(RunSettings):
+    """Score and time saved models on labelled images, such as a test set that came later, and write a report."""
+
+    models: tuple[Path, ...] = flag(
+        (),
+        "folders of saved models (runs/NAME/best), and runs, for all of their models",
+        _path,
+        "MODEL",
+        positional=True,
+    )
+    data: str | None = flag(
+        None,
+        "cifar10, digits, or a folder of labelled images or parquet: the test split, or all of a folder that has none "
+        "(default: the test split of the data that the models were trained on)",
+        _data_source,
+        "NAME|PATH",
+    )
+    metric: str | None = flag(
+        None,
+        "what the report compares by: accuracy, auc or f1 (default: that of the first model)",
+        one_of(*METRICS),
+        "NAME",
+    )
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """Rebuild the report of a run, or of several on the same test split; choose from what was measured."""
+
+    runs: tuple[Path, ...] = flag((), "folders of runs, such as runs/NAME", _path, "RUN", positional=True)
+    max_params: int | None = flag(None, "choose among models of at most this many parameters: 150k, 1M", count, "N")
+    max_latency_ms: float | None = flag(
+        None,
+        "choose among models whose median latency of one image is at most so many milliseconds",
+        _above_zero,
+        "MS",
+    )
+    within: float | None = flag(
+        None,
+        "choose the smallest and the fastest of those that are at most so many points (hundredths of the metric) worse "
+        "than the best on validation, and say whether the test split confirms it",
+        _above_zero,
+        "POINTS",
+    )
+    name: str | None = flag(None, "name of the folder for several runs (default: report and the time)", folder_name)
+    runs_dir: Path = flag(RunSettings.runs_dir, "folder that it is made in", _path)
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """Classify images with a saved model: print the class of each one and how probable it is."""
+
+    model: Path = flag(None, "folder of a saved model, such as runs/NAME/best", _path, "MODEL", positional=True)
+    images: tuple[Path, ...] = flag((), "images, and folders of images", Path, "IMAGE", positional=True)
+    json: bool = flag(False, "print one JSON object a line")
+
+
+Run = TypeVar("Run", bound=TrainingSettings)
+
+NOT_OF_THE_RUN = ("resume", "runs_dir", "address")
+"""Flags that may differ when a run is taken up again."""
+
+
+def run_settings(kind: type[Run], command: str, given: Mapping[str, Any]) -> Run:
+    """The settings of a run from the flags `given`, or from the run that `--resume` names.
 
     Raises:
-        InputError: an unknown flag or a bad value; the message names it.
+        InputError: there is no such run, or another flag contradicts it.
     """
-    parser = _OneLineParser(
-        prog=f"python -m cifar_ray.{command}",
-        usage=f"python -m cifar_ray.{command} {_usage(settings)}",
-        description=settings.__doc__,
-        epilog=epilog,
-        allow_abbrev=False,
-        formatter_class=_HelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"cifar_ray {__version__}")
-    groups: dict[str, Sequence[str]] = getattr(settings, "groups", {})
-    hints = typing.get_type_hints(settings)
-    fields = {field.name: field for field in dataclasses.fields(settings)}
-    options = {name: name if f.metadata["positional"] else "--" + name.replace("_", "-") for name, f in fields.items()}
-    sections: dict[str, Any] = {}
-    for heading, names in groups.items():
-        sections |= dict.fromkeys(names, parser.add_argument_group(heading))
-    for name in sorted(fields, key=[*sections, *fields].index):
-        field = fields[name]
-        several = isinstance(field.default, tuple)
-        keywords: dict[str, Any] = {"help": field.metadata["help"], "metavar": field.metadata["metavar"]}
-        if hints[name] is bool:
-            keywords = {"action": "store_true", "default": argparse.SUPPRESS, "help": field.metadata["help"]}
-        elif field.metadata["positional"]:
-            keywords |= {"nargs": "+"} if several else {}
-        else:
-            shown = "" if field.default is None or several else f" (default: {field.default})"
-            keywords |= {"default": argparse.SUPPRESS, "help": field.metadata["help"] + shown}
-            keywords |= {"action": "append"} if several else {}
-        sections.get(name, parser).add_argument(options[name], **keywords)
-    given = vars(parser.parse_intermixed_args(argv))  # `predict MODEL a.png --json b.png` as well
-    for name, value in given.items():
-        parse = fields[name].metadata["parse"]
-        try:
-            if isinstance(value, list):
-                given[name] = tuple(parse(text) for text in value)
-            elif isinstance(value, str):
-                given[name] = parse(value)
-        except ValueError as error:
-            raise InputError(f"{options[name]}: {error}") from None
-    return given
-
-
-def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Run a command on the process's arguments and exit: 2 with one line for bad input, 130 after Ctrl-C."""
+    if given.get("resume") is None:
+        return kind(**given)
+    folder = _find_run(given["resume"], given.get("runs_dir", kind.runs_dir))
     try:
-        sys.exit(main(sys.argv[1:]))
+        about = read_json(folder.run_json)
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        raise InputError(f"--resume: {error}; start a new run") from None
+    if not isinstance(about, dict) or about.get("kind") != command:
+        begun = about.get("kind") if isinstance(about, dict) else None
+        hint = f"it was begun by cifar_ray.{begun}: resume it with that" if begun else "its run.json is from elsewhere"
+        raise InputError(f"--resume: {folder.root} cannot be taken up by cifar_ray.{command}: {hint}")
+    try:
+        # From JSON back into their types: paths from text, tuples from lists.
+        recorded = pydantic.TypeAdapter(kind).validate_python(about.get("settings"))
+    except pydantic.ValidationError as error:
+        where, why = "/".join(map(str, error.errors()[0]["loc"])) or "settings", error.errors()[0]["msg"]
+        raise InputError(f"--resume: {folder.run_json}: {where}: {why}; start a new run") from None
+    recorded = replace(recorded, name=folder.root.name, runs_dir=folder.root.parent, resume=str(folder.root))
+    for name in given.keys() - set(NOT_OF_THE_RUN):
+        if given[name] != getattr(recorded, name):
+            raise InputError(
+                f"--{name.replace('_', '-')}: {given[name]} contradicts {getattr(recorded, name)} of the run "
+                f"{folder.root}; leave it out, or start a new run"
+            )
+    return replace(recorded, address=given.get("address", recorded.address))
+
+
+def _find_run(name: str, runs_dir: Path) -> RunFolder:
+    tried = [Path(name).expanduser().absolute(), (runs_dir / name).absolute()]
+    for folder in tried:
+        if os.path.isfile(RunFolder(folder).run_json):  # False, too, for what may not be looked at
+            return RunFolder(folder)
+    raise InputError(f"--resume: no run in {tried[0]} nor in {tried[1]}: give the name or the folder of a run")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from cifar_ray.cli.settings import TuneSettings
+from cifar_ray.cli.flags import TuneSettings
 from cifar_ray.driver.run import Run
 from cifar_ray.errors import InputError
 from cifar_ray.evaluation.evaluate import MAX_CORRUPTED, MAX_TRAIN_IMAGES

@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from cifar_ray.cli.console import Console
-from cifar_ray.cli.settings import EvaluateSettings
+from cifar_ray.cli.flags import EvaluateSettings
 from cifar_ray.data.decode import Images
 from cifar_ray.data.labelled import load_labelled, split_fingerprint
 from cifar_ray.data.splits import load_data
@@ -20,7 +20,7 @@ from cifar_ray.driver.stages import begin, describe_data, note_test_reading, rec
 from cifar_ray.errors import InputError, one_line
 from cifar_ray.evaluation.evaluate import Group, evaluate
 from cifar_ray.models.saved import SavedModel
-from cifar_ray.results.card import CARD, read_card, write_card
+from cifar_ray.results.config_json import CARD, read_card, write_card
 from cifar_ray.results.records import CHECKPOINT, MODEL_WEIGHTS, RunFolder, read_name
 from cifar_ray.text import counted, duration
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from cifar_ray import BEGAN
-from cifar_ray.cli.settings import RunSettings
+from cifar_ray.cli.flags import RunSettings
 from cifar_ray.config import TrialConfig
 from cifar_ray.distributed.hardware import Hardware, Workers
 from cifar_ray.errors import InputError

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from cifar_ray.cli.console import Console
-from cifar_ray.cli.settings import TrainingSettings
+from cifar_ray.cli.flags import TrainingSettings
 from cifar_ray.config import Task, TrialConfig
 from cifar_ray.data.decode import Images
 from cifar_ray.data.labelled import split_fingerprint

@@ -12,7 +12,7 @@ import ray
 import torch
 
 from cifar_ray.cli.console import Console
-from cifar_ray.cli.settings import TrainSettings
+from cifar_ray.cli.flags import TrainSettings
 from cifar_ray.config import ResNetConfig, Task, TrialConfig, trial_config, with_values
 from cifar_ray.data.splits import DataSplits, load_data
 from cifar_ray.distributed.hardware import Workers
@@ -36,7 +36,7 @@ from cifar_ray.driver.stages import (
 )
 from cifar_ray.errors import InputError
 from cifar_ray.presets import PRESETS, preset
-from cifar_ray.results.card import TO_TRAIN_AGAIN, Card, read_config
+from cifar_ray.results.config_json import TO_TRAIN_AGAIN, Card, read_config
 from cifar_ray.results.records import read_name
 from cifar_ray.text import duration
 from cifar_ray.training.seeds import derived_seed

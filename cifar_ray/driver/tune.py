@@ -14,7 +14,7 @@ import ray
 from optuna.trial import TrialState
 
 from cifar_ray.cli.console import Console
-from cifar_ray.cli.settings import TuneSettings
+from cifar_ray.cli.flags import TuneSettings
 from cifar_ray.config import Task, TrialConfig, trial_config
 from cifar_ray.data.splits import DataSplits
 from cifar_ray.distributed.hardware import Workers

@@ -11,9 +11,9 @@ from cifar_ray.data.decode import Images, take_images
 from cifar_ray.data.stratified import stratified_split
 from cifar_ray.evaluation.latency import Latency, time_models
 from cifar_ray.evaluation.pictures import sample_indices, thumbnails
-from cifar_ray.evaluation.scores import Score, score_models
+from cifar_ray.evaluation.scorers import Score, score_models
 from cifar_ray.models.saved import SavedModel
-from cifar_ray.results.card import IN_RESULTS
+from cifar_ray.results.config_json import IN_RESULTS
 from cifar_ray.results.examples import find_examples
 from cifar_ray.results.ranking import ConfigSummary, best_of_families, is_default, summarise
 from cifar_ray.results.records import (

@@ -9,7 +9,7 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cifar_ray.evaluation.scores import use_granted_resources
+from cifar_ray.evaluation.scorers import use_granted_resources
 from cifar_ray.models.classifier import Classifier, forward
 from cifar_ray.models.saved import SavedModel
 

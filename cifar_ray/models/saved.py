@@ -1,4 +1,4 @@
-"""A saved model: `model.safetensors` and a `config.json` that rebuilds it alone."""
+"""A saved model: `model.safetensors`, and a `config.json` (see `results.config_json`) that rebuilds it alone."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from cifar_ray.config import TrialConfig
 from cifar_ray.errors import one_line
 from cifar_ray.files import write_bytes
 from cifar_ray.models.classifier import Classifier, build_model
-from cifar_ray.results.card import Card, not_a_model, read_card, write_card
+from cifar_ray.results.config_json import Card, not_a_model, read_card, write_card
 from cifar_ray.results.records import MODEL_WEIGHTS
 
 

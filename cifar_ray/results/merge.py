@@ -11,7 +11,7 @@ import numpy as np
 
 from cifar_ray.errors import InputError
 from cifar_ray.files import write_json
-from cifar_ray.results.card import CARD
+from cifar_ray.results.config_json import CARD
 from cifar_ray.results.recorded_run import Records
 from cifar_ray.results.records import (
     CLASSES_COLUMNS,

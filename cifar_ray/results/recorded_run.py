@@ -9,7 +9,7 @@ from statistics import fmean
 import numpy as np
 
 from cifar_ray.files import read_json
-from cifar_ray.results.card import recorded_config
+from cifar_ray.results.config_json import recorded_config
 from cifar_ray.results.ranking import (
     ConfigSummary,
     best_of_families,

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from cifar_ray.errors import InputError
 from cifar_ray.files import plain, read_json, read_text, write_bytes, write_text
-from cifar_ray.results.card import CARD
+from cifar_ray.results.config_json import CARD
 
 DEFAULT = "default"
 """Name of the configuration of trial 0, the default recipe, which is always among the finalists."""

@@ -19,7 +19,7 @@ import pytest
 from helpers.images import make_tree
 from helpers.launcher import error_line
 
-from cifar_ray.cli.settings import TuneSettings
+from cifar_ray.cli.flags import TuneSettings
 from cifar_ray.driver.run import Run
 from cifar_ray.errors import InputError
 from cifar_ray.files import write_json

@@ -12,7 +12,7 @@ from helpers.images import make_tree
 from helpers.saved import save_untrained
 from sklearn.metrics import log_loss, roc_auc_score
 
-from cifar_ray.cli.settings import EvaluateSettings
+from cifar_ray.cli.flags import EvaluateSettings
 from cifar_ray.data.splits import load_data
 from cifar_ray.driver.evaluate import _load_splits, _read_models
 from cifar_ray.files import write_json

@@ -14,7 +14,7 @@ import torch
 from helpers import launcher
 
 from cifar_ray.cli.console import Console
-from cifar_ray.cli.settings import TrainSettings, TuneSettings
+from cifar_ray.cli.flags import TrainSettings, TuneSettings
 from cifar_ray.config import LRScheduleConfig, Task, TrialConfig, trial_config
 from cifar_ray.data.splits import load_data
 from cifar_ray.distributed.hardware import Workers
@@ -26,7 +26,7 @@ from cifar_ray.driver.stages import describe_data, finish
 from cifar_ray.driver.train import _named_models, _read_config, train
 from cifar_ray.errors import InputError
 from cifar_ray.presets import PRESETS, preset
-from cifar_ray.results.card import TO_TRAIN_AGAIN
+from cifar_ray.results.config_json import TO_TRAIN_AGAIN
 from cifar_ray.train import main
 
 share_a_run = pytest.mark.xdist_group("train")

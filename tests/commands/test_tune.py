@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cifar_ray.data.splits import load_data
 from cifar_ray.models.saved import load_model
-from cifar_ray.results.card import read_config
+from cifar_ray.results.config_json import read_config
 from cifar_ray.results.records import HISTORY_COLUMNS, RESULTS_COLUMNS, read_trials
 
 pytestmark = pytest.mark.xdist_group("tune")

@@ -13,7 +13,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from cifar_ray.cli.settings import TuneSettings
+from cifar_ray.cli.flags import TuneSettings
 from cifar_ray.config import Task
 from cifar_ray.driver.estimate import (
     EVALUATION_START_S,

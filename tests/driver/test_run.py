@@ -16,7 +16,7 @@ import pytest
 from helpers.images import make_tree, private_cache  # noqa: F401 (a fixture)
 
 from cifar_ray.cli.console import Console
-from cifar_ray.cli.settings import TuneSettings
+from cifar_ray.cli.flags import TuneSettings
 from cifar_ray.config import Task
 from cifar_ray.data.splits import load_data
 from cifar_ray.distributed.hardware import Hardware, Node, Workers

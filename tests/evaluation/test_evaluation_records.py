@@ -17,7 +17,7 @@ from cifar_ray.evaluation.quality import class_quality, split_quality
 from cifar_ray.evaluation.robustness import corrupt
 from cifar_ray.models.classifier import build_model
 from cifar_ray.models.saved import load_model, pack_weights, save_model
-from cifar_ray.results.card import IN_RESULTS
+from cifar_ray.results.config_json import IN_RESULTS
 from cifar_ray.results.examples import find_examples
 from cifar_ray.results.ranking import summarise
 from cifar_ray.results.records import (

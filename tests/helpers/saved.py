@@ -9,7 +9,7 @@ from helpers.tiny import TINY
 from cifar_ray.config import TrialConfig
 from cifar_ray.models.classifier import build_model
 from cifar_ray.models.saved import pack_weights, save_model
-from cifar_ray.results.card import IN_RESULTS
+from cifar_ray.results.config_json import IN_RESULTS
 
 TINY_TRIAL = TrialConfig(model=TINY)
 

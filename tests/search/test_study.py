@@ -9,7 +9,7 @@ import pytest
 from helpers.searches import reopen
 from optuna.trial import TrialState
 
-from cifar_ray.cli.settings import TuneSettings
+from cifar_ray.cli.flags import TuneSettings
 from cifar_ray.driver.tune import _final_models
 from cifar_ray.errors import InputError
 from cifar_ray.results.ranking import finalists

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from cifar_ray import __version__
-from cifar_ray.cli.flags import parse_flags
-from cifar_ray.cli.settings import (
+from cifar_ray.cli.flags import (
     EvaluateSettings,
     PredictSettings,
     TrainSettings,
@@ -19,6 +18,7 @@ from cifar_ray.cli.settings import (
     run_settings,
     seconds,
 )
+from cifar_ray.cli.parser import parse_flags
 from cifar_ray.errors import InputError
 from cifar_ray.files import write_json
 from cifar_ray.presets import PRESETS

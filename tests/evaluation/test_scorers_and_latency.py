@@ -15,7 +15,7 @@ from cifar_ray.data.decode import Images, take_images
 from cifar_ray.data.splits import load_data
 from cifar_ray.evaluation import latency
 from cifar_ray.evaluation.latency import MIN_TIMED, NUM_WARMUP, Timer, _node_for_timing, time_models
-from cifar_ray.evaluation.scores import MAX_ROUNDS, Scorer, map_over_actors, score_models
+from cifar_ray.evaluation.scorers import MAX_ROUNDS, Scorer, map_over_actors, score_models
 from cifar_ray.models.classifier import build_model
 from cifar_ray.models.saved import SavedModel, pack_weights
 
