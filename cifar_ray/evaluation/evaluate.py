@@ -189,7 +189,10 @@ def _score(
 
     def on_result(key: str, result: Any) -> None:
         done.append(key)
-        tell(f"evaluation: {len([key for key in done if key.startswith('model ')])}/{len(models)} models scored")
+        if key.startswith("model "):
+            tell(f"evaluation: {sum(one.startswith('model ') for one in done)}/{len(models)} models scored")
+        else:
+            tell(f"evaluation: {key.removeprefix('corruption ')} done, of the corruptions of test images")
 
     scores: dict[str, dict[str, Score]] = {}
     corrupted: list[Row] = []

@@ -228,7 +228,7 @@ def _import_file(path: Path) -> ModuleType:
 def _own_files(modules: Iterable[str]) -> list[Path]:
     """Files of these modules by their names, what is installed left out: the versions of that stand in run.json."""
     installed = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    installed.append(str(Path(__file__).parent))
+    installed.append(str(Path(__file__).parents[1]))  # cifar_ray
     files = [getattr(sys.modules[name], "__file__", None) for name in sorted(modules)]
     return [Path(file) for file in files if file and not any(Path(file).is_relative_to(one) for one in installed)]
 

@@ -17,7 +17,7 @@ import pytest
 import ray
 from helpers.network import listening, nodes_told
 
-from cifar_ray.distributed.hardware import Hardware, Node
+from cifar_ray.distributed.hardware import Hardware, Node, plan_workers
 from cifar_ray.distributed.session import ANSWER_S, cluster_address
 from cifar_ray.errors import InputError
 
@@ -46,7 +46,25 @@ def test_a_trial_takes_its_slot_on_one_node(
 ) -> None:
     hardware = hardware_of(*nodes)
     assert hardware.slots(cpus_per_trial, gpus_per_trial) == slots
-    assert hardware.resources(cpus_per_trial, gpus_per_trial) == {"CPU": cpus_per_trial, "GPU": gpus_per_trial}
+
+
+def test_workers_are_planned_from_what_the_hardware_has() -> None:
+    gpus = hardware_of(Node(8, 2), Node(4, 1))
+    planned = plan_workers(gpus, 2, None, 1, "")
+    assert (planned.num_workers, planned.num_groups, planned.device) == (3, 3, "cuda")
+    assert planned.resources == {"CPU": 2, "GPU": 1}
+    planned = plan_workers(gpus, 1, 0, 5, "--workers")
+    assert (planned.num_workers, planned.num_groups, planned.device) == (12, 2, "cpu")
+    cpus = hardware_of(Node(4, 0))
+    assert plan_workers(cpus, 1, None, 1, "").resources == {"CPU": 1, "GPU": 0}
+    with pytest.raises(InputError, match="--gpus-per-trial: 1 GPUs are more than the 0 there are"):
+        plan_workers(cpus, 1, 1, 1, "")
+    with pytest.raises(InputError, match="--gpus-per-trial: a trial uses at most 1 GPU, not 2"):
+        plan_workers(gpus, 1, 2, 1, "")
+    with pytest.raises(InputError, match="--cpus-per-trial: no node has 5 CPUs for a trial"):
+        plan_workers(cpus, 5, 0, 1, "")
+    with pytest.raises(InputError, match="--workers: 5 workers are more than the 4 that fit on 4 CPUs and 0 GPUs"):
+        plan_workers(cpus, 1, 0, 5, "--workers")
 
 
 def test_a_private_session_offers_this_machine(hardware: Any) -> None:
