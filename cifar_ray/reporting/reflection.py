@@ -25,6 +25,8 @@ Clause = Callable[[Records], str | None]
 
 LARGE_GAP = 0.02
 """Train - test accuracy from which a model may be said to learn by heart."""
+WIDE_GAP = 0.15
+"""Train - test accuracy from which a model learns by heart, whatever else is wrong with it."""
 LOW_TRAIN_ACCURACY = 0.95
 """Below it a model may be said not to have learned its training images."""
 RARE = 0.5
@@ -182,6 +184,7 @@ def _fit(records: Records, one: ConfigSummary) -> str | None:
         judged = "it overfits"
     elif _underfits(train, test):
         judged = "it underfits: most of its error is there on its own training images"
+        judged += ", and the gap says that it learns by heart as well" if train - test >= WIDE_GAP else ""
     else:
         judged = "no sign of over- or underfitting"
     return f"{one.config} {told} ({difference_text(train - test)} points): {judged}."

@@ -195,6 +195,8 @@ CASES = [
     (reflection.fit, as_it_is, "trial-0012 is right on 99.00 % of training and 87.", NO_QUALITY),
     (reflection.fit, set_quality("trial-0012", "test", accuracy=0.90), "(+9.00 points): it overfits.", NO_QUALITY),
     (reflection.fit, set_quality("trial-0012", "train", accuracy=0.89), "it underfits", NO_QUALITY),
+    (reflection.fit, both(set_quality("trial-0012", "train", accuracy=0.7),
+                          set_quality("trial-0012", "test", accuracy=0.5)), "learns by heart as well", NO_QUALITY),
     (reflection.fit, set_quality("trial-0012", "test", accuracy=0.985), "trial-0012 is right on 99.00 % of training "
      "and 98.50 % of test images (+0.50 points): no sign of over- or underfitting", NO_QUALITY),
     (reflection.fit, both(set_quality("trial-0012", "train", accuracy=0.5),
