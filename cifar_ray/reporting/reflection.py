@@ -115,7 +115,10 @@ def family_speed(records: Records) -> str | None:
 
 def family_training_time(records: Records) -> str | None:
     what = ("Training", "training time", "the same", " s")
-    return _joined([_cost(*what, (one, one.train_s), (other, other.train_s)) for one, other in _rivals(records)])
+    said = _joined([_cost(*what, (one, one.train_s), (other, other.train_s)) for one, other in _rivals(records)])
+    if said and any(records.trains_head_only(one) for one in records.best_of_families):
+        said += " Not counted: the features that a frozen backbone computed before."
+    return said
 
 
 def _cost(

@@ -99,17 +99,13 @@ def families(records: Records) -> Section:
         "that a family can do. p50: latency of one image. train s: the training of one model, mean over seeds, without "
         "validation"
     )
-    heads = [one for one in records.best_of_families if _trains_head_only(records.config(one.config, one.best_model))]
+    heads = [one for one in records.best_of_families if records.trains_head_only(one)]
     table.note += " and without the features that a frozen backbone computed before." if heads else "."
     shown = [by_name[one.config] for one in records.best_of_families if one.config in by_name]
     if shown:
         table.note += f" {_about(records, shown, to=winner)}"
     section.tables.append(table)
     return section
-
-
-def _trains_head_only(config: Row) -> bool:
-    return bool((config.get("model") or {}).get("finetune") == "head")
 
 
 def _unit(records: Records) -> str:

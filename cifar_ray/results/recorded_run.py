@@ -221,3 +221,7 @@ class Records:
             if trial["name"] == name and trial.get("config"):
                 return trial["config"]
         return recorded_config(self.folder.model(model))
+
+    def trains_head_only(self, one: ConfigSummary) -> bool:
+        """Whether a configuration trains a head on features that a frozen backbone computed before."""
+        return (self.config(one.config, one.best_model).get("model") or {}).get("finetune") == "head"

@@ -190,6 +190,8 @@ CASES = [
      set_results(latency_ms_p50=None)),
     (reflection.family_training_time, as_it_is, "11 times the training time (62 s against 5.9 s of cnn)",
      set_results(train_s=None)),
+    (reflection.family_training_time, set_config("trial-0013", model={"finetune": "head"}),
+     "Not counted: the features that a frozen backbone computed before.", as_it_is),
     (reflection.family_robustness, as_it_is, "corruption changes accuracy by -5.00 points to 92.40 % for resnet, and "
      "by -10.00 points to", NO_ROBUSTNESS),
     (reflection.fit, as_it_is, "trial-0012 is right on 99.00 % of training and 87.", NO_QUALITY),
