@@ -235,15 +235,29 @@ def decode_splits(
 
     decoded, bad = {}, []
     for split_name, split in splits.items():
-        images = np.empty((len(split.labels), channels, size, size), dtype=np.uint8)
-        good = np.zeros(len(split.labels), dtype=bool)
-        with map_images(lambda name, data: decode_image(data, resize, name), split.images()) as results:
-            for i, image in enumerate(results):
-                if not isinstance(image, InputError):
-                    images[i], good[i] = image, True
-                elif skip_bad_images:
-                    bad.append(str(image))
-                else:
-                    raise InputError(f"{image}; repair or remove it, or pass --skip-bad-images")
+        images, good, bad_of_split = decode_split(split, resize, skip_bad_images)
+        bad += bad_of_split
         decoded[split_name] = Images(images, split.labels) if good.all() else Images(images[good], split.labels[good])
     return Decoded(decoded, class_names, resize, tuple(bad))
+
+
+def decode_split(
+    split: EncodedSplit, resize: dict[str, Any], skip_bad_images: bool
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return images (N, C, S, S) uint8, which of them (N,) could be read, and what is wrong with the others.
+
+    Raises:
+        InputError: one cannot be read, and `skip_bad_images` does not let it be left out.
+    """
+    size, bad = resize["image_size"], []
+    images = np.empty((len(split.labels), resize["channels"], size, size), dtype=np.uint8)
+    good = np.zeros(len(images), dtype=bool)
+    with map_images(lambda name, data: decode_image(data, resize, name), split.images()) as results:
+        for i, image in enumerate(results):
+            if not isinstance(image, InputError):
+                images[i], good[i] = image, True
+            elif skip_bad_images:
+                bad.append(str(image))
+            else:
+                raise InputError(f"{image}; repair or remove it, or pass --skip-bad-images")
+    return images, good, bad

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cifar_ray.data.decode import EncodedSplit, Images, decode_image, map_images
+from cifar_ray.data.decode import Images, decode_split
 from cifar_ray.data.folder import list_test_split
 from cifar_ray.errors import InputError
 from cifar_ray.files import checksum
@@ -56,30 +56,12 @@ def load_labelled(
     if not len(held):
         raise InputError(f"{root}: has no images to evaluate on: add some")
     known = np.array([class_names.index(name) if name in class_names else -1 for name in names])
-    images, good, bad = _decode(encoded, resize, skip_bad_images)
+    images, good, bad = decode_split(encoded, dict(resize), skip_bad_images)
     labels = known[encoded.labels[good]].astype(np.int64)
     if not len(labels):
         raise InputError(f"{root}: none of its {len(good)} images can be read, the first: {bad[0]}")
     missing = tuple(name for label, name in enumerate(class_names) if label not in labels)
     return Labelled(Images(images[good], labels), missing, tuple(bad))
-
-
-def _decode(
-    encoded: EncodedSplit, resize: Mapping[str, Any], skip_bad_images: bool
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Return images (N, C, S, S) uint8, which of them (N,) could be read, and what was wrong with the others."""
-    size, bad = resize["image_size"], []
-    images = np.empty((len(encoded.labels), resize["channels"], size, size), dtype=np.uint8)
-    good = np.zeros(len(images), dtype=bool)
-    with map_images(lambda name, data: decode_image(data, dict(resize), name), encoded.images()) as results:
-        for i, image in enumerate(results):
-            if not isinstance(image, InputError):
-                images[i], good[i] = image, True
-            elif skip_bad_images:
-                bad.append(str(image))
-            else:
-                raise InputError(f"{image}; repair or remove it, or pass --skip-bad-images")
-    return images, good, bad
 
 
 def split_fingerprint(images: Images, class_names: Sequence[str]) -> str:
