@@ -43,6 +43,7 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_models_of_several_runs_are_compared_on_images_given_later(
     two_runs: Path, run_command: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -71,6 +71,7 @@ def test_an_interruption_keeps_what_was_finished_and_says_how_to_go_on(tmp_path:
     assert "stopped" in (folder / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     process = start_search(tmp_path)
     launcher.wait_for(process, (tmp_path / "runs" / "stopped" / "trials" / "0003" / "history.csv").exists)

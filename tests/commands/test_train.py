@@ -76,6 +76,7 @@ def test_patience_ends_final_trainings_and_keeps_their_best_weights(compared: An
 
 
 @share_a_run
+@pytest.mark.slow
 def test_a_saved_configuration_alone_trains_the_same_model_again(
     compared: Any, run_command: Command, tmp_path: Path
 ) -> None:

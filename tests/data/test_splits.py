@@ -298,6 +298,7 @@ def shared(name: str) -> str:
     return str(SHARED / "data" / name)
 
 
+@pytest.mark.slow
 def test_real_cifar10_parquet() -> None:
     splits = load_data(shared("cifar10"))
     assert sizes(splits) == (45_000, 5_000, 10_000)

@@ -140,6 +140,7 @@ def test_trials_that_are_stopped_early_leave_nothing_behind(
     assert sum(record["seconds"]["startup"] > 0 for record in records) == 1  # they share a process
 
 
+@pytest.mark.slow
 def test_a_trial_whose_worker_is_killed_is_run_again(
     hardware: Any, digit_arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
@@ -149,6 +150,7 @@ def test_a_trial_whose_worker_is_killed_is_run_again(
     assert [row["epoch"] for row in watcher.rows[0]] == list(range(1, MAX_EPOCHS + 1))
 
 
+@pytest.mark.slow
 def test_when_the_workers_are_given_up_the_search_ends_and_says_why(
     hardware: Any, digit_arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +162,7 @@ def test_when_the_workers_are_given_up_the_search_ends_and_says_why(
     assert record["state"] == "failed" and record["reason"].startswith("the workers were given up: ")
 
 
+@pytest.mark.slow
 def test_a_trial_whose_own_process_is_killed_is_replaced_and_its_workers_go_on(
     hardware: Any, digit_arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
@@ -172,6 +175,7 @@ def test_a_trial_whose_own_process_is_killed_is_replaced_and_its_workers_go_on(
     assert [record["state"] in ("complete", "pruned") for record in records] == [False, True]
 
 
+@pytest.mark.slow
 def test_a_trial_goes_on_from_its_checkpoint_as_if_it_had_never_ended(
     hardware: Any, digit_arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,6 +105,7 @@ def test_the_token_of_a_private_session_is_in_its_file_alone(hardware: Any) -> N
     assert files and not [file for file in files if token.encode() in file.read_bytes()]
 
 
+@pytest.mark.slow
 def test_sessions_of_one_process_have_tokens_of_their_own_and_leave_the_environment_as_it_was() -> None:
     code = """
 import os, ray

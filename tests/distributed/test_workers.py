@@ -146,6 +146,7 @@ def test_two_workers_under_ddp_train_one_model_as_one_process_does(
         assert row["val_accuracy"] == other["val_accuracy"]
 
 
+@pytest.mark.slow
 def test_a_training_that_takes_its_workers_along_twice_is_failed_and_the_others_are_not(
     hardware: Any, digit_arrays: dict[str, np.ndarray]
 ) -> None:

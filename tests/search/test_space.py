@@ -27,8 +27,6 @@ TASKS = [
 ]
 IMBALANCED = replace(TASKS[4], imbalance=1.6)
 NUM_SAMPLES = 200
-NUM_SHAPES = 40
-NUM_RUN = 3
 
 
 def task_name(task: Task) -> str:
@@ -60,16 +58,17 @@ def runs_forward(config: TrialConfig, task: Task, device: str) -> bool:
         return model(images).shape == (2, task.num_classes)
 
 
+@pytest.mark.parametrize("num_shapes, num_run", [(4, 1), pytest.param(40, 3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("task", [*TASKS, IMBALANCED], ids=task_name)
 @pytest.mark.parametrize("name", SPACES)
-def test_whatever_a_space_draws_is_a_model_that_runs(name: str, task: Task) -> None:
+def test_whatever_a_space_draws_is_a_model_that_runs(name: str, task: Task, num_shapes: int, num_run: int) -> None:
     drawn = samples(load_space(name), task, NUM_SAMPLES)
     for index, (_, config) in enumerate(drawn):
         assert trial_config(config.to_dict(), "here") == config
         # Without memory or arithmetic: this shows that the shapes fit.
-        if index < NUM_SHAPES:
+        if index < num_shapes:
             assert runs_forward(config, task, "meta")
-        if task.device == "cpu" and index < NUM_RUN:
+        if task.device == "cpu" and index < num_run:
             assert runs_forward(config, task, "cpu")
         assert config.augment.crop_padding < task.image_size
         assert config.augment.cutout < task.image_size
