@@ -7,7 +7,7 @@ desk for themselves, and it gives every one of them the same answer: they agree 
 import asyncio
 from collections import defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from cifar_ray.config import TrialConfig
 from cifar_ray.results.records import Row
@@ -28,6 +28,8 @@ class Job:
     seed: int
     resume: bytes | None = None
     """Packed by an earlier session, see `loop.run_experiment`."""
+    kept_patiences: tuple[int, ...] = ()
+    """See `loop.Experiment`."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,18 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """The model that a patience would have left."""
+
+    weights: bytes
+    epochs: int
+    """That it would have taken."""
+    best: Row
+    train_accuracy: float
+    """See :class:`Trained`."""
+
+
+@dataclass(frozen=True)
 class Trained:
     """What came of a training in the end; `failure` says why there is no model."""
 
@@ -59,6 +73,8 @@ class Trained:
     num_params: int | None = None
     seconds: float = 0.0
     failure: str | None = None
+    kept: dict[int, Kept] = field(default_factory=dict)
+    """By the job's `kept_patiences`."""
 
 
 Message = Epoch | Checkpoint | Trained

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -31,7 +31,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cifar_ray.config import TrialConfig
 from cifar_ray.distributed.hardware import Workers
-from cifar_ray.distributed.jobs import DIED, Checkpoint, Desk, Job, Message, Trained
+from cifar_ray.distributed.jobs import DIED, Checkpoint, Desk, Job, Kept, Message, Trained
 from cifar_ray.distributed.process import PROCESS, TrialSettings, get_weights
 from cifar_ray.distributed.ray_internals import is_lost_worker
 from cifar_ray.errors import InputError
@@ -39,7 +39,7 @@ from cifar_ray.models.classifier import count_params
 from cifar_ray.models.saved import pack_weights
 from cifar_ray.results.records import Row
 from cifar_ray.training.device_data import DeviceData
-from cifar_ray.training.loop import NonFiniteLossError, Ranks, eval_model, run_experiment
+from cifar_ray.training.loop import NonFiniteLossError, Outcome, Ranks, eval_model, run_experiment
 from cifar_ray.training.metrics import loss_and_accuracy
 
 STUCK_S = 1800
@@ -66,11 +66,18 @@ class FinalModel:
     seed_index: int
     training_seed: int
     config: TrialConfig
+    kept: tuple[tuple[int, str], ...] = ()
+    """Patiences that do not end it, and what the model that each of them would have left is called: a config name."""
 
     @property
     def name(self) -> str:
         """Name of the model and of its folder, such as `trial-0012-seed2`."""
         return f"{self.config_name}-seed{self.seed_index}"
+
+    @property
+    def kept_models(self) -> "dict[int, FinalModel]":
+        """The models that come of the same training, by patience."""
+        return {patience: replace(self, config_name=name, kept=()) for patience, name in self.kept}
 
 
 @dataclass
@@ -220,7 +227,8 @@ def train_models(
     by_name = {model.name: model for model in models}
     with open_pool(settings, workers, storage, judged=False) as pool:
         for name, model in by_name.items():
-            job = Job(name, model.config, model.training_seed, resume.get(name))
+            patiences = tuple(model.kept_models)
+            job = Job(name, model.config, model.training_seed, resume.get(name), patiences)
             ray.get(pool.desk.submit.remote(job, DRIVER))
         missing = len(by_name)
         while missing:
@@ -316,7 +324,7 @@ def _train(job: Job, data: DeviceData, settings: dict[str, Any], generation: int
 
     try:
         outcome = run_experiment(
-            shared.experiment(job.config, job.seed),
+            replace(shared.experiment(job.config, job.seed), kept_patiences=job.kept_patiences),
             data,
             pretrained=get_weights(shared.pretrained, job.config),
             report=report,
@@ -334,13 +342,22 @@ def _train(job: Job, data: DeviceData, settings: dict[str, Any], generation: int
         return Trained(job.key, failure=_reason(error))
     if settings["judged"]:
         return None
-    _, train_accuracy = loss_and_accuracy(eval_model(outcome.part, outcome.train_inputs, ranks), data.train_labels)
-    return Trained(
+    trained = Trained(
         job.key,
         weights=pack_weights(outcome.model),
         history=outcome.history,
         best=outcome.best,
-        train_accuracy=train_accuracy,
+        train_accuracy=_train_accuracy(outcome, data, ranks),
         num_params=count_params(outcome.model),
         seconds=time.perf_counter() - began,
     )
+    for patience, stopped in outcome.stopped.items():
+        outcome.part.load_state_dict(stopped.weights)
+        accuracy = _train_accuracy(outcome, data, ranks)
+        trained.kept[patience] = Kept(pack_weights(outcome.model), stopped.epoch, stopped.best, accuracy)
+    return trained
+
+
+def _train_accuracy(outcome: Outcome, data: DeviceData, ranks: Ranks) -> float:
+    """Of the weights that the model has, on the training images without augmentation."""
+    return loss_and_accuracy(eval_model(outcome.part, outcome.train_inputs, ranks), data.train_labels)[1]

@@ -14,7 +14,7 @@ import torch
 from cifar_ray.cli.console import Console
 from cifar_ray.data.splits import DataSplits
 from cifar_ray.distributed.hardware import Workers
-from cifar_ray.distributed.jobs import Checkpoint, Epoch, Message, Trained
+from cifar_ray.distributed.jobs import Checkpoint, Epoch, Kept, Message, Trained
 from cifar_ray.distributed.process import TrialSettings
 from cifar_ray.distributed.workers import FinalModel, train_models, unpack_history
 from cifar_ray.files import write_bytes, write_json
@@ -53,16 +53,26 @@ def train_finals(
     used = replace(workers, num_workers=min(workers.num_groups, len(missing)) * workers.workers_per_model)
     watch = FinalsWatch(run, console, len(missing), shared.max_epochs)
     resume: dict[str, bytes] = {}
+    epochs: dict[str, list[Row]] = {model.name: [] for model in missing}
     for model in missing:
         clear_training(run.model(model.name))
         if found := read_checkpoint(run.model(model.name), console):
             resume[model.name], rows = found
+            epochs[model.name] += rows
             watch.model_goes_on(model.name, rows)
+
+    def save(model: FinalModel, trained: Trained, settings: TrialSettings) -> None:
+        assert trained.history is not None
+        folder = run.model(model.name)
+        write_history(folder, trained.history)
+        card = model_card(model, trained, data, settings, workers.workers_per_model)
+        save_model(folder, trained.weights, model.config, card)
 
     def on_message(model: FinalModel, message: Message) -> None:
         folder = run.model(model.name)
         if isinstance(message, Epoch):
             watch.epoch_ended(model.name, message.row)
+            epochs[model.name].append(message.row)
             return
         if isinstance(message, Checkpoint):
             write_bytes(folder / CHECKPOINT, message.packed)
@@ -70,18 +80,28 @@ def train_finals(
         watch.model_ended(model.name)
         if message.failure:
             console.line(f"final training of {model.name} failed: {message.failure}")
+            write_history(folder, epochs[model.name])  # of a loss that diverged it tells how
             write_json(folder / FAILED, {"failure": message.failure})
         else:
-            assert message.history is not None
-            write_history(folder, message.history)
-            card = model_card(model, message, data, shared, workers.workers_per_model)
-            save_model(folder, message.weights, model.config, card)
+            # Where the model itself is saved, the training counts as done: it comes last.
+            for patience, kept in message.kept.items():
+                save(model.kept_models[patience], _stopped(message, kept), replace(shared, patience=patience))
+            save(model, message, shared)
         (folder / CHECKPOINT).unlink(missing_ok=True)
 
     try:
         train_models(missing, shared, used, storage, on_message, resume)
     finally:
         watch.events.close_all()
+
+
+def _stopped(trained: Trained, kept: Kept) -> Trained:
+    """What a training would have been, had the patience ended it that `kept` comes from."""
+    assert trained.history is not None
+    history = trained.history[: kept.epochs]
+    return replace(
+        trained, weights=kept.weights, history=history, best=kept.best, train_accuracy=kept.train_accuracy, kept={}
+    )
 
 
 def read_checkpoint(folder: Path, console: Console) -> tuple[bytes, Sequence[Row]] | None:

@@ -58,6 +58,20 @@ class Experiment:
     patience: int | None = None
     """Epochs without a better validation metric that end a training whose schedule is `constant` or `plateau`, or
     `step` once its last drop is behind it; the epochs before that do not count. None is none."""
+    kept_patiences: tuple[int, ...] = ()
+    """Patiences that do not end the training, which keeps the weights that each of them would have left."""
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """What a training that trains on would have left, had its patience ended it."""
+
+    epoch: int
+    """The last one that it would have trained."""
+    best: Row
+    """Of the epochs up to that."""
+    weights: dict[str, Tensor]
+    """The best ones."""
 
 
 @dataclass
@@ -71,6 +85,8 @@ class Outcome:
     """What of the model trained: all of it, or a head alone."""
     train_inputs: Tensor
     """The training images without augmentation, as `part` takes them: (N, C, H, W), or features (N, D) for a head."""
+    stopped: dict[int, Stopped]
+    """What each of the experiment's `kept_patiences` would have left."""
 
 
 def training_loss(logits: Tensor, labels: Tensor, config: TrialConfig, balanced_weights: Tensor) -> Tensor:
@@ -151,6 +167,7 @@ class Training:
         self.history: list[Row] = []
         self.best: Row = {}
         self.best_weights: dict[str, Tensor] = {}
+        self.stopped: dict[int, Stopped] = {}
         self.checkpoint_s = 0.0
         self._first: Row = {"setup_s": time.perf_counter() - began - features_s}
         """What only the next row tells."""
@@ -264,6 +281,18 @@ class Training:
         row["eval_s"] = time.perf_counter() - trained_at
         return row
 
+    def out_of_patience(self, patience: int) -> bool:
+        """Whether that many epochs have not been better than the best one; not while the schedule has more to give."""
+        begins = patience_begins(self.experiment.config.lr_schedule, self.experiment.max_epochs)
+        return begins is not None and len(self.history) - max(self.best["epoch"], begins) >= patience
+
+    def keep_stopped(self, last: bool) -> None:
+        """After an epoch, keep what the patiences that it ends would have left; after the `last`, what they all do."""
+        for patience in self.experiment.kept_patiences:
+            if patience not in self.stopped and (last or self.out_of_patience(patience)):
+                # These weights are replaced as a whole by better ones, and never changed.
+                self.stopped[patience] = Stopped(len(self.history), self.best, self.best_weights)
+
     def pack(self) -> bytes:
         """Return all that :meth:`unpack` needs to go on from here."""
         packed = io.BytesIO()
@@ -274,6 +303,9 @@ class Training:
             "history": self.history,
             "best_epoch": self.best["epoch"],
             "best_weights": self.best_weights,
+            "stopped": {
+                patience: (one.epoch, one.best["epoch"], one.weights) for patience, one in self.stopped.items()
+            },
         }
         torch.save(state, packed)
         return packed.getvalue()
@@ -286,6 +318,12 @@ class Training:
         self.lr_schedule.load_state_dict(state["lr_schedule"])
         self.history, self.best_weights = state["history"], state["best_weights"]
         self.best = self.history[state["best_epoch"] - 1]
+        self.stopped = {  # of which an older version wrote nothing
+            patience: Stopped(epoch, self.history[best_epoch - 1], weights)
+            for patience, (epoch, best_epoch, weights) in state.get(
+                "stopped", {}
+            ).items()  # an older version wrote none
+        }
 
 
 def run_experiment(
@@ -322,13 +360,12 @@ def run_experiment(
     training = Training(experiment, data, pretrained, ranks)
     if resume is not None:
         training.unpack(resume)
-    begins = patience_begins(config.lr_schedule, max_epochs)
     while len(training.history) < max_epochs:
         row = training.epoch()
         row["best_val_metric"] = training.best["val_metric"]
         row["finished"] = row["epoch"] == max_epochs
-        if patience is not None and begins is not None:
-            row["finished"] |= row["epoch"] - max(training.best["epoch"], begins) >= patience
+        row["finished"] |= patience is not None and training.out_of_patience(patience)
+        training.keep_stopped(last=row["finished"])
         report(row)
         if row["finished"]:
             break
@@ -337,4 +374,6 @@ def run_experiment(
         training.checkpoint_s = time.perf_counter() - began
     training.part.load_state_dict(training.best_weights)
     training.model.eval()
-    return Outcome(training.model, training.history, training.best, training.part, training.train_inputs)
+    return Outcome(
+        training.model, training.history, training.best, training.part, training.train_inputs, training.stopped
+    )

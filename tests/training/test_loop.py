@@ -524,6 +524,35 @@ def test_patience_counts_from_the_best_epoch() -> None:
     assert len(outcome.history) == min(outcome.best["epoch"] + 2, 40)
 
 
+def test_a_training_keeps_what_each_patience_would_have_left_also_when_it_is_taken_up_again() -> None:
+    config = tiny_config(optimizer=OptimizerConfig(lr=0.05), lr_schedule=schedule("constant"))
+    packed: dict[int, bytes] = {}
+    experiment = Experiment(config, seed=0, max_epochs=40, kept_patiences=(2, 100))
+
+    def keep(row: Row, pack: Callable[[], bytes]) -> None:
+        packed[row["epoch"]] = pack()
+
+    whole = run_experiment(experiment, device_data(), checkpoint=keep)
+    ended = run_experiment(Experiment(config, seed=0, max_epochs=40, patience=2), device_data())
+    assert len(whole.history) == 40 > len(ended.history)
+    assert whole.stopped[2].epoch == len(ended.history)
+    assert whole.stopped[2].best["epoch"] == ended.best["epoch"] < whole.best["epoch"]
+    for name, weights in ended.part.state_dict().items():
+        assert torch.equal(whole.stopped[2].weights[name], weights), name
+    # One that never ends it leaves what the training itself does.
+    assert whole.stopped[100].epoch == 40 and whole.stopped[100].best == whole.best
+    for after in (1, len(ended.history) + 1):
+        again = run_experiment(experiment, device_data(), resume=packed[after])
+        assert again.stopped[2].epoch == len(ended.history)
+        assert all(torch.equal(again.stopped[2].weights[name], one) for name, one in ended.part.state_dict().items())
+
+
+def test_no_patience_would_have_ended_an_annealing() -> None:
+    config = tiny_config(model=SMOOTH, optimizer=OptimizerConfig(lr=1e-30), lr_schedule=schedule("cosine"))
+    outcome = run_experiment(Experiment(config, seed=0, max_epochs=6, kept_patiences=(1,)), device_data())
+    assert outcome.stopped[1].epoch == 6
+
+
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_a_loss_that_is_no_number_ends_the_run(norm: str) -> None:
     rows: list[Row] = []
