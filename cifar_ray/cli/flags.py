@@ -117,6 +117,8 @@ class RunSettings:
                 "space",
                 "preset",
                 "config",
+                "vary",
+                "cross",
                 "set",
                 "metric",
                 "trials",
@@ -191,13 +193,6 @@ class TrainingSettings(RunSettings):
         _key_and_value,
         "KEY=VALUE",
     )
-    patience: int | None = flag(
-        None,
-        "end a final training after so many epochs without a better validation metric, and keep its best weights; for "
-        "schedules that do not anneal: constant, plateau, and step after its last drop (default: none)",
-        at_least(1),
-        "N",
-    )
     seed: int = flag(0, "seed of the whole run", at_least(0), "N")
     resume: str | None = flag(
         None, "go on with an interrupted run, given by name or folder; all else comes from it", _not_empty, "RUN"
@@ -207,6 +202,16 @@ class TrainingSettings(RunSettings):
     def fixed(self) -> dict[str, str]:
         """The texts of `--set` by their keys."""
         return {key: value for key, _, value in (text.partition("=") for text in self.set)}
+
+
+def _patience() -> Any:
+    return flag(
+        None,
+        "end a final training after so many epochs without a better validation metric, and keep its best weights; for "
+        "schedules that do not anneal: constant, plateau, and step after its last drop (default: none)",
+        at_least(1),
+        "N",
+    )
 
 
 @dataclass(frozen=True)
@@ -220,6 +225,7 @@ class TuneSettings(TrainingSettings):
     max_epochs: int = flag(
         30, "epochs of each final training, and of a trial that is not stopped early", at_least(1), "N"
     )
+    patience: int | None = _patience()
     time_budget: float | None = flag(
         None,
         "end the search early enough to have all done in this time, report included: 10m, 1h30m",
@@ -251,8 +257,8 @@ class TuneSettings(TrainingSettings):
 
 
 @dataclass(frozen=True)
-class TrainSettings(TrainingSettings):
-    """Train named models over several seeds, evaluate them as after a search, write a report."""
+class NamedSettings(TrainingSettings):
+    """What a run takes that trains configurations with a name."""
 
     preset: tuple[str, ...] = flag((), "a model by name, may be given several times", metavar="NAME")
     config: tuple[Path, ...] = flag(
@@ -270,8 +276,6 @@ class TrainSettings(TrainingSettings):
     max_epochs: int | None = flag(
         None, "epochs of each training (default: those of the first --config, else 30)", at_least(1), "N"
     )
-    seeds: int = flag(3, "seeds of each configuration", at_least(1), "N")
-    show: bool = flag(False, "print the configurations as JSON, for --config; train nothing")
     workers: int = flag(1, "workers that train each model together", at_least(1), "N")
 
     @property
@@ -281,6 +285,43 @@ class TrainSettings(TrainingSettings):
     @property
     def workers_per_model(self) -> int:
         return self.workers
+
+
+@dataclass(frozen=True)
+class TrainSettings(NamedSettings):
+    """Train named models over several seeds, evaluate them as after a search, write a report."""
+
+    patience: int | None = _patience()
+    seeds: int = flag(3, "seeds of each configuration", at_least(1), "N")
+    show: bool = flag(False, "print the configurations as JSON, for --config; train nothing")
+
+
+@dataclass(frozen=True)
+class AblateSettings(NamedSettings):
+    """Change one thing at a time in a configuration, its base, and tell what each change does to it."""
+
+    preset: tuple[str, ...] = flag((), "the base by name (default: small-cnn)", metavar="NAME")
+    config: tuple[Path, ...] = flag((), "the base by its config.json, such as best/config.json of a run", _path, "FILE")
+    vary: tuple[str, ...] = flag(
+        (),
+        "a factor and its levels, such as norm, or norm=none,batch, or a key and its values: model/dropout=0,0.1,0.3; "
+        "may be given several times (default: all factors below)",
+        _not_empty,
+        "FACTOR[=LEVEL,...]",
+    )
+    cross: str | None = flag(
+        None,
+        "train every combination of the levels of these factors, and tell how they interact",
+        metavar="FACTOR,FACTOR",
+    )
+    max_epochs: int | None = flag(
+        None, "epochs of each training (default: those of --config, else 30)", at_least(1), "N"
+    )
+    seeds: int = flag(5, "seeds of each level; the base has twice as many", at_least(2), "N")
+    time_budget: float | None = flag(
+        None, "begin only if it is estimated to be done in this time: 10m, 1h30m", seconds, "T"
+    )
+    dry_run: bool = flag(False, "show what would be trained, and how long it takes; train nothing")
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from cifar_ray.distributed.hardware import Workers
 from cifar_ray.distributed.process import TrialSettings
 from cifar_ray.distributed.workers import FinalModel
 from cifar_ray.driver import finals
+from cifar_ray.driver.named import read_saved
 from cifar_ray.driver.run import Run
 from cifar_ray.driver.stages import describe_data, finish
-from cifar_ray.driver.train import _named_models, _read_config, train
+from cifar_ray.driver.train import _named_models, train
 from cifar_ray.errors import InputError
 from cifar_ray.presets import PRESETS, preset
 from cifar_ray.results.config_json import TO_TRAIN_AGAIN
@@ -172,7 +173,7 @@ def test_what_is_set_stands_in_every_named_model(tmp_path: Path) -> None:
         preset=("small-cnn", "mish-cnn"), config=(tmp_path / "mine.json",), set=("model/dropout=0.2", "batch_size=32")
     )
     task = Task(10, 3, 32, 1000, "cpu")
-    models = _named_models(settings, task, [_read_config(path) for path in settings.config])
+    models = _named_models(settings, task, [read_saved(path) for path in settings.config])
     assert {model.config_name for model in models} == {"small-cnn", "mish-cnn", "mine"}
     assert {(model.config.model.dropout, model.config.batch_size) for model in models} == {(0.2, 32)}
     plain = _named_models(TrainSettings(preset=("small-cnn",)), task, [])[0].config

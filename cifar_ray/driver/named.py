@@ -1,0 +1,95 @@
+"""Configurations that have a name: presets, and what a config.json holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from cifar_ray.cli.flags import NamedSettings
+from cifar_ray.config import ResNetConfig, Task, TrialConfig, trial_config, with_values
+from cifar_ray.errors import InputError
+from cifar_ray.presets import PRESETS, preset
+from cifar_ray.results.config_json import TO_TRAIN_AGAIN, Card, read_config
+from cifar_ray.results.records import read_name
+
+DEFAULT_DATA, DEFAULT_MAX_EPOCHS, DEFAULT_METRIC = "cifar10", 30, "accuracy"
+"""Of a model that no --config says otherwise of."""
+
+Settings = TypeVar("Settings", bound=NamedSettings)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A configuration from a file: bare, or with the card of a saved model."""
+
+    path: Path
+    name: str
+    config: TrialConfig
+    card: Card
+    """Empty where the configuration is bare."""
+
+
+def read_named(settings: NamedSettings) -> list[Saved]:
+    """Check the names of `--preset`, and read the files of `--config`.
+
+    Raises:
+        InputError: there is no such preset, a file is no configuration, or two models have one name.
+    """
+    for name in settings.preset:
+        if name not in PRESETS:
+            raise InputError(f"--preset: no preset {name!r}; take one of {', '.join(PRESETS)}")
+    saved = [read_saved(path) for path in settings.config]
+    names = [*settings.preset, *(one.name for one in saved)]
+    if double := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"--preset, --config: two models are called {double}; give one only, or copy its file")
+    return saved
+
+
+def read_saved(path: Path) -> Saved:
+    """Read a configuration from a file. Raises InputError where it is none."""
+    config, card = read_config(path)
+    if card is None:
+        return Saved(path, path.parent.name if path.stem == "config" else path.stem, config, {})
+    if missing := [name for name in TO_TRAIN_AGAIN if name not in card]:
+        raise InputError(
+            f"--config: {path}: has no {missing[0]}; take the config.json of a model, or its `config` alone"
+        )
+    return Saved(path, read_name(card, "config_name", f"--config: {path}"), config, card)
+
+
+def with_defaults_of(settings: Settings, card: Card) -> Settings:
+    """Fill in what was not given: from the card of the first --config, so that it alone trains the same model again."""
+    if settings.data is None and card:
+        native = card["resize"]["rule"] == "native"
+        settings = replace(
+            settings,
+            data=card["data"]["source"],
+            train_size=settings.train_size or card["data"]["train_size"],
+            image_size=settings.image_size or (None if native else card["resize"]["image_size"]),
+        )
+    return replace(
+        settings,
+        data=settings.data or DEFAULT_DATA,
+        max_epochs=settings.max_epochs or card.get("max_epochs", DEFAULT_MAX_EPOCHS),
+        metric=settings.metric or card.get("metric", DEFAULT_METRIC),
+    )
+
+
+def named_configs(settings: NamedSettings, task: Task, saved: Sequence[Saved]) -> dict[str, TrialConfig]:
+    """What `--preset` and `--config` name, with what `--weights` and `--set` change."""
+    configs = {name: preset(name, task) for name in settings.preset} | {one.name: one.config for one in saved}
+    return {
+        name: with_values(_with_weights(name, config, settings.weights), settings.fixed, f"--set: {name}")
+        for name, config in configs.items()
+    }
+
+
+def _with_weights(name: str, config: TrialConfig, weights: str | None) -> TrialConfig:
+    # A model that is to be trained from scratch stays so.
+    if weights is None or not isinstance(config.model, ResNetConfig) or config.model.weights == "none":
+        return config
+    values = config.to_dict()
+    values["model"]["weights"] = weights
+    return trial_config(values, f"--weights {weights}: {name}")
