@@ -57,7 +57,12 @@ class Records:
     @property
     def searched(self) -> bool:
         """Whether there was a search, and not a training or an evaluation of named models."""
-        return self.run.get("kind") not in ("train", "evaluate", "report")
+        return self.run.get("kind") not in ("train", "ablate", "evaluate", "report")
+
+    @property
+    def ablated(self) -> bool:
+        """Whether it was a designed experiment around a base configuration."""
+        return self.run.get("kind") == "ablate"
 
     @property
     def data(self) -> Row:
@@ -120,6 +125,11 @@ class Records:
         return read_csv(self.folder.robustness_csv)
 
     @cached_property
+    def sweep(self) -> list[Row]:
+        """Of sweep.csv: the trainings that found the learning rates of an ablation's levels."""
+        return read_csv(self.folder.sweep_csv)
+
+    @cached_property
     def examples(self) -> dict[int, np.ndarray]:
         """Thumbnails (C, H, W) uint8 by index into the test split, of the images that `find_examples` chooses."""
         return read_examples(self.folder.examples_npz)
@@ -134,6 +144,21 @@ class Records:
         """Rows of history.csv of each final model."""
         models = [model for one in self.summaries for model in one.models]
         return {name: read_csv(self.folder.model(name) / "history.csv") for name in models}
+
+    @cached_property
+    def design(self) -> Row:
+        """Of an ablation: what design.json says."""
+        return read_json(self.folder.design_json) if self.folder.design_json.exists() else {}
+
+    @cached_property
+    def ablation_runs(self) -> list[Row]:
+        """Of runs.csv: one row for each training of an ablation."""
+        return read_csv(self.folder.runs_csv)
+
+    @cached_property
+    def effects(self) -> list[Row]:
+        """Of effects.csv: one row for each outcome and each arm of an ablation but its base."""
+        return read_csv(self.folder.effects_csv)
 
     # What follows from several of them.
 

@@ -44,8 +44,23 @@ QUALITY_COLUMNS = (
 )
 CLASSES_COLUMNS = ("model", "config", "split", "class", "n", "auc_ovr", "precision", "recall", "f1")
 ROBUSTNESS_COLUMNS = ("model", "config", "family", "corruption", "severity", "n", "accuracy")
+SWEEP_COLUMNS = ("arm", "lr", "seed", "val_metric", "val_loss", "chosen", "failure")
+RUNS_COLUMNS = (
+    "arm", "factor", "level", "rate", "control", "seed", "training_seed", "lr", "lr_schedule", "val_metric",
+    "test_metric", "val_accuracy", "test_accuracy", "test_loss", "train_accuracy", "gap", "diverged", "failure",
+    "epochs", "best_epoch", "epochs_to_target", "seconds_to_target", "loss_area", "grad_norm_max", "oscillation",
+    "epoch_s", "num_params",
+)
+EFFECTS_COLUMNS = (
+    "outcome", "factor", "level", "rate", "arm", "control", "n_control", "n", "mean_control", "mean", "difference",
+    "low", "high", "low_alone", "high_alone", "method", "scale", "detectable", "seeds_needed", "reached_control",
+    "reached", "reason",
+)
+TEXT_COLUMNS = frozenset({
+    "model", "family", "config", "device", "torch", "tta", "failure", "split", "corruption",
+    "arm", "factor", "level", "rate", "control", "lr_schedule", "outcome", "method", "scale", "reason",
+})
 # fmt: on
-TEXT_COLUMNS = frozenset({"model", "family", "config", "device", "torch", "tta", "failure", "split", "corruption"})
 """Columns that stay text even where they look like numbers (a preset called `2024`, torch `2.11`)."""
 
 SPLITS = ("test", "val", "train")
@@ -158,6 +173,12 @@ class RunFolder:
         self.examples_npz = self.evaluation / "examples.npz"
         self.samples_npz = self.evaluation / "samples.npz"
         self.latency_csv = self.evaluation / "latency.csv"
+        self.ablation = root / "ablation"
+        self.design_json = self.ablation / "design.json"
+        self.runs_csv = self.ablation / "runs.csv"
+        self.effects_csv = self.ablation / "effects.csv"
+        self.sweep = root / "sweep"
+        self.sweep_csv = self.ablation / "sweep.csv"
         self.report_html = root / "report.html"
         self.report_md = root / "report.md"
 
