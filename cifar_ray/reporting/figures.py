@@ -51,13 +51,13 @@ def png(figure: Any) -> bytes:
     return data.getvalue()
 
 
-def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Any:
+def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Any:
     from matplotlib.figure import Figure  # without pyplot: no global state, no window
 
     return Figure(figsize=(width, height), layout=layout)
 
 
-def _label(name: str, length: int = 18) -> str:
+def short_label(name: str, length: int = 18) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
@@ -82,7 +82,7 @@ def search_figure(trials: Sequence[Row], metric: str) -> Any:
     known = [value for value in values if value is not None]
     if not known:
         return None
-    figure = _figure(5.6, 4.0)
+    figure = new_figure(5.6, 4.0)
     axes = figure.subplots()
     _zoom(axes, known)
     bottom = axes.get_ylim()[0]
@@ -134,7 +134,7 @@ def curves_figure(
         metric: the validation metric to be drawn beside the accuracy, where it is another.
     """
     # There is one for each finalist, and a layout engine would take longer than all else of it.
-    figure = _figure(5.4, 2.9, layout=None)
+    figure = new_figure(5.4, 2.9, layout=None)
     figure.subplots_adjust(left=0.1, right=0.985, top=0.9, bottom=0.32, wspace=0.27)
     axes_of = dict(zip(("loss", "accuracy"), figure.subplots(1, 2), strict=True))
     lines = {"training": (COLOURS[1], "--", "train"), "validation": (COLOURS[0], "-", "val")}
@@ -174,12 +174,12 @@ def confusion_figure(counts: np.ndarray, class_names: Sequence[str]) -> Any:
     """Confusion matrix (C, C) of counts, coloured by share of the true class; up to 20 classes with the counts."""
     num_classes = len(counts)
     side = min(5.4 + 0.24 * max(num_classes - 10, 0), 10.5)
-    figure = _figure(side + 0.2, side)
+    figure = new_figure(side + 0.2, side)
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0.0, vmax=1.0)  # the root shows rare confusions
     step = 1 if num_classes <= 50 else 5  # beyond, the names would overlap
-    names = [_label(name, 14) for name in class_names][::step]
+    names = [short_label(name, 14) for name in class_names][::step]
     size = 10 if num_classes <= 20 or step > 1 else 8
     axes.set_xticks(range(0, num_classes, step), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
     axes.set_yticks(range(0, num_classes, step), names, fontsize=size)
@@ -205,20 +205,20 @@ def speed_figure(summaries: Sequence[ConfigSummary], styles: Mapping[str, Row], 
         return None
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure = _figure(5.6, 4.0)
+    figure = new_figure(5.6, 4.0)
     axes = figure.subplots()
     families = sorted({one.family or "unknown" for one in shown})
     marks = []
     for one in shown:
         marker = MARKERS[families.index(one.family or "unknown") % len(MARKERS)]
-        style = {"color": styles[one.config]["color"], "label": _label(one.config), "capsize": 3, "fmt": marker}
+        style = {"color": styles[one.config]["color"], "label": short_label(one.config), "capsize": 3, "fmt": marker}
         score = one.test_score(metric)
         bounds = None if score.low is None else np.array([[score.low], [score.high]])
         reach = None if bounds is None else abs(bounds - score.mean)
         marks.append(axes.errorbar(one.latency_ms_p50, score.mean, yerr=reach, **style))
     for family, marker in zip(families, MARKERS, strict=False) if len(families) > 1 else ():
         # Drawn nowhere: it only tells in the legend what the shape means.
-        style = {"color": "black", "markerfacecolor": "white", "label": f"family {_label(family)}"}
+        style = {"color": "black", "markerfacecolor": "white", "label": f"family {short_label(family)}"}
         marks += axes.plot([], [], marker, **style)
     latencies = [one.latency_ms_p50 or 0.0 for one in shown]
     if max(latencies) > 8 * min(latencies):
@@ -251,7 +251,7 @@ def roc_figure(probabilities: np.ndarray, labels: np.ndarray, class_names: Seque
     areas = {index: float(np.trapezoid(true, false)) for index, (false, true) in curves.items()}
     rates = np.unique(np.concatenate([curve[0] for curve in curves.values()]))  # of false positives
     macro = np.mean([np.interp(rates, *curve) for curve in curves.values()], axis=0)
-    figure = _figure(5.6, 4.8)
+    figure = new_figure(5.6, 4.8)
     axes = figure.subplots()
     lowest = sorted(present, key=lambda index: areas[index])[: len(COLOURS)]
     handles = {}
@@ -261,7 +261,7 @@ def roc_figure(probabilities: np.ndarray, labels: np.ndarray, class_names: Seque
         false, true = curves[index]
         (line,) = axes.plot(np.maximum(false, least), true, color=colour, linewidth=1.0, drawstyle="steps-post")
         if index in lowest:
-            handles[f"{_label(class_names[index])}  {areas[index]:.4f}"] = line
+            handles[f"{short_label(class_names[index])}  {areas[index]:.4f}"] = line
     handles = dict(sorted(handles.items(), key=lambda item: item[0].rsplit(" ", 1)[1]))
     (line,) = axes.plot(np.maximum(rates, least), macro, color="black", linewidth=2.6)
     handles = {f"macro average  {np.mean(list(areas.values())):.4f}": line, **handles}
@@ -296,7 +296,7 @@ def robustness_figure(
     """
     corruptions = list(dict.fromkeys(name for _, accuracies in configs.values() for name, _ in accuracies))
     num_rows = -(-len(corruptions) // 2)
-    figure = _figure(5.6, 0.9 + 1.7 * num_rows)
+    figure = new_figure(5.6, 0.9 + 1.7 * num_rows)
     panels = figure.subplots(num_rows, 2, sharey=True, squeeze=False).flat
     handles: dict[str, Any] = {}
     for corruption, panel in zip(corruptions, panels, strict=False):
@@ -304,7 +304,7 @@ def robustness_figure(
             curve = {0: clean} | {severity: value for (name, severity), value in accuracies.items()
                                   if name == corruption}  # fmt: skip
             (line,) = panel.plot(list(curve), list(curve.values()), marker="o", markersize=4, **styles.get(config, {}))
-            handles[_label(config)] = line
+            handles[short_label(config)] = line
         panel.set_title(corruption, fontsize=11)
         panel.xaxis.get_major_locator().set_params(integer=True)
         if corruption in corruptions[-2:]:

@@ -13,10 +13,15 @@ from cifar_ray.results.recorded_run import Records
 from cifar_ray.text import counted, decimals, share, thousands
 
 
-def mistakes(records: Records) -> list[Section]:
-    """A section for the best of each family; where families are not known, for the best of all."""
+def mistakes(records: Records, only: str | None = None) -> list[Section]:
+    """A section for the best of each family, or for the configuration `only`; without families, for the best of all."""
     best = records.best_of_families or records.summaries[:1]
-    return [_of_model(records, one) for one in best if one.best_model in records.predictions]
+    if only is not None:
+        best = [one for one in records.summaries if one.config == only]
+    sections = [_of_model(records, one) for one in best if one.best_model in records.predictions]
+    for section in sections if only is not None else ():
+        section.heading = f"Where the {only} errs"
+    return sections
 
 
 def confusion_counts(records: Records, model: str) -> np.ndarray:

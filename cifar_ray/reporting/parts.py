@@ -61,7 +61,7 @@ class Sheet:
 
 @dataclass
 class Section:
-    """A heading with paragraphs, points of a list, tables, images, contact sheets and folded code, in this order.
+    """A heading with paragraphs, terms and what is said of each, images, tables, points, contact sheets, folded code.
 
     One without any is left out.
     """
@@ -73,10 +73,13 @@ class Section:
     sheets: list[Sheet] = field(default_factory=list)
     folded: tuple[str, str] | None = None
     points: list[str] = field(default_factory=list)
+    entries: list[tuple[str, list[str]]] = field(default_factory=list)
+    """Terms, each with what is said of it first, and then in small print."""
 
     @property
     def empty(self) -> bool:
-        return not (self.text or self.points or self.tables or self.images or self.sheets or self.folded)
+        listed = self.entries or self.points or self.tables or self.images or self.sheets
+        return not (self.text or listed or self.folded)
 
 
 def shared_images(data: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from cifar_ray.files import write_bytes, write_text
 from cifar_ray.reporting.choice import choice
 from cifar_ray.reporting.curves import curves, search
 from cifar_ray.reporting.data import data
+from cifar_ray.reporting.effects import base_model, effects, effects_headline
 from cifar_ray.reporting.facts import facts_of
 from cifar_ray.reporting.figures import FIGURE_STYLE
 from cifar_ray.reporting.mistakes import mistakes
@@ -52,7 +53,8 @@ def build_report(run: Path, limits: Limits | None = None) -> tuple[Path, Path]:
             write_bytes(folder.evaluation / image.name, image.png)
         for sheet in section.sheets:
             write_bytes(folder.evaluation / sheet.name, sheet_png(sheet))
-    title, headline, facts = run.resolve().name, headline_of(records), facts_of(records)
+    title, facts = run.resolve().name, facts_of(records)
+    headline = effects_headline(records) if records.ablated else headline_of(records)
     command = str(records.run.get("command") or "")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
@@ -81,6 +83,8 @@ def _markdown(
         lines += [f"## {section.heading}", ""]
         for text in section.text:
             lines += [_escaped(text), ""]
+        if section.entries:
+            lines += [*(f"- **{_escaped(term)}**: {_escaped(' '.join(said))}" for term, said in section.entries), ""]
         for table in section.tables:
             lines.append("| " + " | ".join(_escaped(column) for column in table.columns) + " |")
             num_numbers = len(table.columns) - table.num_text
@@ -121,6 +125,9 @@ def _fenced(code: str) -> list[str]:
 
 def sections_of(records: Records, limits: Limits | None = None) -> list[Section]:
     """All sections in the order of the report, without those that the run has no records for."""
+    if records.ablated:
+        sections = _sections_of_ablation(records)
+        return [one for one in sections if not one.empty]
     sections = [
         choice(records, limits),
         reflection(records),
@@ -130,3 +137,10 @@ def sections_of(records: Records, limits: Limits | None = None) -> list[Section]
     sections += [robustness(records), speed(records), configuration(records), data(records), search(records)]
     sections += [all_trials(records), ledger(records)]
     return [one for one in sections if not one.empty]
+
+
+def _sections_of_ablation(records: Records) -> list[Section]:
+    """An ablation compares many configurations, most of them worse: only the base's mistakes are worth a look."""
+    results = finalists(records) if records.summaries else Section("All results")
+    results.heading = "All results"
+    return [*effects(records), data(records), results, *mistakes(records, base_model(records))]

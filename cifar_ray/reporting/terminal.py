@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from statistics import fmean
 
-from cifar_ray.reporting.parts import score_text
+from cifar_ray.reporting.parts import difference_text, score_text
+from cifar_ray.results.effects import is_effect
 from cifar_ray.results.ranking import ConfigSummary, best_value
+from cifar_ray.results.recorded_run import Records
 from cifar_ray.results.records import Row
 from cifar_ray.results.statistics import METRIC_NAMES
 from cifar_ray.text import decimals, short
+
+
+def table_of(records: Records) -> str | None:
+    """What a run has come to, as a plain-text table of at most 80 columns; None where it has come to nothing yet."""
+    if records.effects:
+        return effects_table(records.ablation_runs, records.effects, records.metric)
+    if records.summaries:
+        return results_table(records.summaries, records.metric)
+    return trials_table(records.trials, records.metric) if records.trials else None
 
 
 def results_table(summaries: Sequence[ConfigSummary], metric: str = "accuracy") -> str:
@@ -26,6 +38,25 @@ def results_table(summaries: Sequence[ConfigSummary], metric: str = "accuracy") 
     flipped = [one.config for one in summaries if one.tta == "flip"]
     notes += [f"scored and timed with flip test-time augmentation: {', '.join(flipped)}"] if flipped else []
     return "\n".join([_text_table(rows), *notes])
+
+
+def effects_table(runs: Sequence[Row], effects: Sequence[Row], metric: str) -> str:
+    """What each level of an ablation did to the test metric, as a plain-text table of at most 80 columns."""
+    name = "acc %" if metric == "accuracy" else METRIC_NAMES[metric]
+    rows = [["seeds", "arm", f"test {name}", "difference", "95 % interval", ""]]
+    base = [run["test_metric"] for run in runs if run["control"] is None and run["test_metric"] is not None]
+    if base:
+        rows.append([str(len(base)), "base", score_text(fmean(base), metric), "", "", ""])
+    for one in effects:
+        if one["outcome"] != "test_metric":
+            continue
+        cells = [score_text(one["mean"], metric), "-", str(one["reason"] or ""), ""]
+        if one["low"] is not None:
+            low, high = (difference_text(one[bound], metric) for bound in ("low", "high"))
+            cells[1:] = [difference_text(one["difference"], metric), f"{low} to {high}", "*" if is_effect(one) else ""]
+        rows.append([str(one["n"]), one["arm"], *cells])
+    notes = "*: told from its control, the base or for early stopping the full training; the intervals hold together"
+    return "\n".join([_text_table(rows), *textwrap.wrap(notes, 80)])
 
 
 def trials_table(trials: Sequence[Row], metric: str, num_shown: int = 5) -> str:
