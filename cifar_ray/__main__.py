@@ -8,6 +8,7 @@ COMMANDS = """\
 commands, each with --help:
   python -m cifar_ray.tune      search architectures and recipes, train the best ones, evaluate, report
   python -m cifar_ray.train     train models that you name over several seeds, evaluate, report
+  python -m cifar_ray.ablate    change one thing at a time in a configuration, and tell what each choice does
   python -m cifar_ray.evaluate  score and time saved models on labelled images, such as a test set given later
   python -m cifar_ray.report    rebuild or merge reports, choose a model within limits of size and latency
   python -m cifar_ray.predict   classify images with a saved model

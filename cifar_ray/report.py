@@ -12,7 +12,7 @@ from cifar_ray.cli.parser import parse_flags, run_command
 from cifar_ray.errors import InputError
 from cifar_ray.reporting.choice import choice
 from cifar_ray.reporting.render import build_report
-from cifar_ray.reporting.terminal import results_table
+from cifar_ray.reporting.terminal import table_of
 from cifar_ray.results.choice import Limits
 from cifar_ray.results.merge import check_same_test_split, merge
 from cifar_ray.results.recorded_run import Records
@@ -34,8 +34,8 @@ def main(argv: Sequence[str]) -> int:
     asked = None if limits == Limits() else limits
     records = runs[0] if len(runs) == 1 else _merged(settings, runs)
     html, _ = build_report(records.folder.root, asked)
-    if records.summaries:
-        print(results_table(records.summaries, records.metric))
+    if table := table_of(records):
+        print(table)
         print()
     for line in choice(records, asked).text:
         print(line)

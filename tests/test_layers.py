@@ -10,7 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-COMMANDS = {"tune", "train", "evaluate", "report", "predict"}
+COMMANDS = {"tune", "train", "ablate", "evaluate", "report", "predict"}
 
 LAYERS = (
     "driver",

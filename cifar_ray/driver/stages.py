@@ -28,10 +28,10 @@ from cifar_ray.errors import InputError
 from cifar_ray.evaluation.evaluate import Group, evaluate
 from cifar_ray.reporting.parts import shared_images
 from cifar_ray.reporting.render import build_report
-from cifar_ray.reporting.terminal import results_table, trials_table
+from cifar_ray.reporting.terminal import table_of
 from cifar_ray.results.readings import note_reading
 from cifar_ray.results.recorded_run import Records
-from cifar_ray.results.records import Row, read_trials
+from cifar_ray.results.records import Row
 from cifar_ray.text import duration
 
 Data = TypeVar("Data")
@@ -131,21 +131,29 @@ def finish(
     data: DataSplits,
     shared: TrialSettings,
     models: Sequence[FinalModel],
+    scores_only: bool = False,
 ) -> list[Row]:
-    """Train the final models and evaluate them; return the rows of results.csv."""
+    """Train the final models and evaluate them, see :func:`evaluate`; return the rows of results.csv."""
     folder = run.folder
-    finals = replace(shared, patience=run.settings.patience)  # that of trials is for trials
+    # That of trials is for trials; an ablation has none.
+    finals = replace(shared, patience=getattr(run.settings, "patience", None))
     train_finals(folder, console, workers, storage, models, finals, data)
     trained = [model.name for model in models if folder.is_saved(model.name)]
-    failed = [failed_row(model, failure) for model in models if (failure := folder.failure(model.name))]
+    failed = [
+        failed_row(one, failure)
+        for model in models
+        if (failure := folder.failure(model.name))
+        for one in (model, *model.kept_models.values())
+    ]
     console.line(
         f"finals      {len(trained)} of {len(models)} models trained in {duration(run.next_phase('evaluation'))}"
     )
+    names = [*trained, *(kept.name for model in models if model.name in trained for kept in model.kept_models.values())]
     splits = {"test": data.test, "val": data.val, "train": data.train}
-    groups = [Group(trained, splits)] if trained else []
+    groups = [Group(names, splits)] if names else []
     if trained:
         note_test_reading(run, console, data.test, data.class_names)
-    rows = evaluate(folder, groups, failed, workers.num_workers, workers.resources, console.status)
+    rows = evaluate(folder, groups, failed, workers.num_workers, workers.resources, console.status, scores_only)
     console.line(f"evaluation  {len(rows)} models scored in {duration(run.next_phase('report'))}")
     return rows
 
@@ -237,17 +245,12 @@ def make_workload(workers: Workers, data: DataSplits, max_epochs: int, seeds: in
 def write_report(run: Run[Any], console: Console, rows: Sequence[Row]) -> None:
     """Write the report, and show the table and where everything is; `rows` are those that have scores."""
     html, _ = build_report(run.folder.root)
-    metric = str(run.settings.metric)
-    if summaries := Records(run.folder).summaries:
+    if table := table_of(Records(run.folder)):
         console.line()
-        console.line(results_table(summaries, metric))
+        console.line(table)
         console.line()
-        if rows:
-            console.line(f"best model  {run.folder.best}")
-    elif trials := read_trials(run.folder.trials_jsonl):
-        console.line()
-        console.line(trials_table(trials, metric))
-        console.line()
+    if rows:
+        console.line(f"best model  {run.folder.best}")
     console.line(f"report      {html}")
 
 

@@ -61,6 +61,7 @@ def evaluate(
     num_actors: int,
     resources: dict[str, float],
     tell: Callable[[str], None],
+    scores_only: bool = False,
 ) -> list[Row]:
     """Score saved models, time each configuration, and write the evaluation's records.
 
@@ -75,6 +76,7 @@ def evaluate(
         num_actors: how many score side by side.
         resources: of each of them, by Ray's names.
         tell: is told how far it has come.
+        scores_only: neither time the configurations nor corrupt any images.
 
     Returns:
         The rows of results.csv that have scores.
@@ -89,10 +91,14 @@ def evaluate(
     best, best_of = ranked[0].best_model, [one.best_model for one in best_of_families(ranked)]
 
     scored = [Group(group.names, _with_sample_of_train(group.splits)) for group in groups]
-    scores, corrupted = _score(models, scored, _on_corrupted(ranked), num_actors, resources, tell)
-    tell("evaluation: timing on an otherwise idle node")
-    latencies = _time(models, groups, resources)
-    rows = [row | _test_scores(scores[name]["test"]) | _speed(*latencies[row["config"]]) for name, row in known.items()]
+    on_corrupted = [] if scores_only else _on_corrupted(ranked)
+    scores, corrupted = _score(models, scored, on_corrupted, num_actors, resources, tell)
+    latencies: dict[str, list[Latency]] = {}
+    if not scores_only:
+        tell("evaluation: timing on an otherwise idle node")
+        latencies = _time(models, groups, resources)
+    rows = [row | _test_scores(scores[name]["test"]) for name, row in known.items()]
+    rows = [row | (_speed(*latencies[row["config"]]) if latencies else {}) for row in rows]
     write_csv(folder.results_csv, RESULTS_COLUMNS, [*rows, *failed])
     write_csv(
         folder.latency_csv,

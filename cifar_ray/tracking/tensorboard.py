@@ -15,7 +15,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 from torch.utils.tensorboard import FileWriter
 
-from cifar_ray.results.records import CHECKPOINT, Row, State
+from cifar_ray.results.records import CHECKPOINT, Row, RunFolder, State
 from cifar_ray.search.space import Domain, is_number, with_value
 
 STATE = "(state)"
@@ -114,6 +114,21 @@ class Experiment:
                 *(Summary.Value(tag=f"trial/{name}", simple_value=number) for name, number in numbers.items()),
             ]
         )
+
+
+def write_sessions(run: RunFolder, domains: Mapping[str, Domain], records: Mapping[str, Mapping[str, Any]]) -> None:
+    """Show trainings that have ended in the HParams tab: for those of an ablation, whose parameters are its factors.
+
+    Args:
+        run: where they are.
+        domains: of every parameter.
+        records: by name of the model, what :meth:`Experiment.session` takes.
+    """
+    experiment = Experiment(run.root / "hparams", domains)
+    events = EventWriters()
+    for name, record in records.items():
+        events.add(run.model(name), experiment.session(record), record["epochs"] or 0)
+    events.close_all()
 
 
 def _metrics(record: Mapping[str, Any]) -> dict[str, float]:
