@@ -48,8 +48,8 @@ def duration(seconds: float) -> str:
 
 
 def decimals(value: float | None, digits: int = 4) -> str:
-    """A number of so many decimals, or `-`."""
-    return "-" if value is None else f"{value:.{digits}f}"
+    """A number of so many decimals, or `-`: numbers that differ in their last bits alone read the same."""
+    return "-" if value is None else f"{round(value, 12):.{digits}f}"
 
 
 def short(value: float | None) -> str:

@@ -32,7 +32,7 @@ from cifar_ray.reporting.terminal import table_of
 from cifar_ray.results.readings import note_reading
 from cifar_ray.results.recorded_run import Records
 from cifar_ray.results.records import Row
-from cifar_ray.text import duration
+from cifar_ray.text import counted, duration
 
 Data = TypeVar("Data")
 
@@ -177,7 +177,9 @@ def note_test_reading(run: Run[Any], console: Console, test: Images, class_names
     if "error" in reading:
         console.line(f"test split  how often it was read is not known: {reading['error']}")
     elif reading["readings"] > 1:
-        console.line(f"test split  read {reading['readings']} times by {reading['runs']} runs, this one included")
+        console.line(
+            f"test split  read {reading['readings']} times by {counted(reading['runs'], 'run')}, this one included"
+        )
 
 
 def share_weights(run: Run[Any], console: Console, configs: Iterable[TrialConfig]) -> Pretrained:

@@ -63,7 +63,7 @@ def _distribution(records: Records) -> list[Table]:
     ]
     note = f"Images by class, the rarest in {first} first"
     note += f" ({NUM_CLASSES_SHOWN} of {len(sizes)} classes)" if len(sizes) > len(shown) else ""
-    if min(sizes) > 0:
+    if 0 < min(sizes) < max(sizes):
         note += f". The largest class has {max(sizes) / min(sizes):.1f} times the {first} images of the smallest"
     return [
         Table(["class", *splits, f"share of {first}"], rows, f"{note}.", shares=[sizes[i] / max(sizes) for i in shown])

@@ -13,12 +13,13 @@ def facts_of(records: Records) -> list[tuple[str, str]]:
         ("Data", _data(records)),
         ("Images", _images(records)),
         ("In two splits", "; ".join(shared_images(records.data))),
-        ("Data fingerprint", str(records.data.get("fingerprint") or "?")[:12]),
+        ("Data fingerprint", str(records.data.get("fingerprint") or "")[:12]),
         ("Together", " · ".join(f"{one['run']}: {one['command']}" for one in records.run.get("merged") or ())),
         ("Left out", " · ".join(records.run.get("left_out") or ())),
         ("Weights", _weights(records)),
         ("Device", _device(records)),
-        ("Metric and seed", f"validation {records.metric_name}, seed {records.run.get('seed', '?')}"),
+        ("Ranked by", f"validation {records.metric_name}"),
+        ("Seed", "" if (seed := records.run.get("seed")) is None else str(seed)),
         ("Start and end", _start_and_end(records)),
         ("Wall-clock", " · ".join(f"{phase} {duration(s)}" for phase, s in records.phases.items()) or "not recorded"),
         ("Versions", " · ".join(f"{name} {version}" for name, version in (records.run.get("versions") or {}).items())),
@@ -34,7 +35,8 @@ def _data(records: Records) -> str:
 
 
 def _images(records: Records) -> str:
-    return " / ".join(f"{thousands(records.data.get(f'num_{split}'))} {split}" for split in SPLITS)
+    numbers = {split: records.data.get(f"num_{split}") for split in SPLITS}
+    return " / ".join(f"{thousands(number)} {split}" for split, number in numbers.items() if number is not None)
 
 
 def _weights(records: Records) -> str:

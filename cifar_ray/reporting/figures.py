@@ -12,6 +12,7 @@ from cifar_ray.results.ranking import ConfigSummary, best_value
 from cifar_ray.results.recorded_run import Records
 from cifar_ray.results.records import TRIED, Row, State
 from cifar_ray.results.statistics import METRIC_NAMES
+from cifar_ray.text import decimals
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette, which stays distinct under colour blindness; greys are the default recipes'."""
@@ -179,7 +180,7 @@ def confusion_figure(counts: np.ndarray, class_names: Sequence[str]) -> Any:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0.0, vmax=1.0)  # the root shows rare confusions
     step = 1 if num_classes <= 50 else 5  # beyond, the names would overlap
-    names = [short_label(name, 14) for name in class_names][::step]
+    names = [short_label(name) for name in class_names][::step]
     size = 10 if num_classes <= 20 or step > 1 else 8
     axes.set_xticks(range(0, num_classes, step), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
     axes.set_yticks(range(0, num_classes, step), names, fontsize=size)
@@ -251,7 +252,7 @@ def roc_figure(probabilities: np.ndarray, labels: np.ndarray, class_names: Seque
     areas = {index: float(np.trapezoid(true, false)) for index, (false, true) in curves.items()}
     rates = np.unique(np.concatenate([curve[0] for curve in curves.values()]))  # of false positives
     macro = np.mean([np.interp(rates, *curve) for curve in curves.values()], axis=0)
-    figure = new_figure(5.6, 4.8)
+    figure = new_figure(5.6, 5.4)
     axes = figure.subplots()
     lowest = sorted(present, key=lambda index: areas[index])[: len(COLOURS)]
     handles = {}
@@ -261,15 +262,16 @@ def roc_figure(probabilities: np.ndarray, labels: np.ndarray, class_names: Seque
         false, true = curves[index]
         (line,) = axes.plot(np.maximum(false, least), true, color=colour, linewidth=1.0, drawstyle="steps-post")
         if index in lowest:
-            handles[f"{short_label(class_names[index])}  {areas[index]:.4f}"] = line
+            handles[f"{short_label(class_names[index])}  {decimals(areas[index])}"] = line
     handles = dict(sorted(handles.items(), key=lambda item: item[0].rsplit(" ", 1)[1]))
     (line,) = axes.plot(np.maximum(rates, least), macro, color="black", linewidth=2.6)
-    handles = {f"macro average  {np.mean(list(areas.values())):.4f}": line, **handles}
+    handles = {f"macro average  {decimals(float(np.mean(list(areas.values()))))}": line, **handles}
     axes.set(xscale="log", xlim=(least, 1.0), ylim=(-0.01, 1.01))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set(xlabel="false-positive rate", ylabel="true-positive rate")
-    axes.legend(handles.values(), handles, loc="lower right", title="area under the curve, lowest classes",
-                frameon=True, framealpha=0.9, edgecolor="none")  # fmt: skip
+    # Below the axes: in them the curves of a poor model would run behind it.
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=2,
+                  title="area under the curve, lowest classes")  # fmt: skip
     return figure
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cifar_ray.reporting.parts import SPLITS, Section, Table, difference_text, score_text
 from cifar_ray.results.recorded_run import Records
 from cifar_ray.text import counted, thousands
@@ -22,18 +24,25 @@ COMPARED = {"accuracy": "accuracy", "auc_macro_ovr": "auc", "f1_macro": "f1"}
 def quality(records: Records) -> Section:
     """A table for each score: the finalists, their mean over seeds on each split, and train - test."""
     section = Section("Quality on training, validation and test images")
-    section.tables = [table for column, name in SCORES.items() if (table := _scores(records, column, name)).rows]
+    sizes = {row["split"]: row["n"] for row in records.quality}
+    splits = [split for split in SPLITS if split in sizes]  # of images that came later, `test` alone
+    tables = {column: _scores(records, column, name, splits) for column, name in SCORES.items()}
+    section.tables = [table for table in tables.values() if table.rows]
     if not section.tables:
         return section
-    sizes = {row["split"]: row["n"] for row in records.quality}
-    images = ", ".join(f"{thousands(sizes[split])} {split}" for split in SPLITS if split in sizes)
+    if splits == ["test"]:
+        section.heading = "Quality on test images"
+    images = ", ".join(f"{thousands(sizes[split])} {split}" for split in splits)
     seeds = sorted({len(one.models) for one in records.summaries if one.models})
     of_seeds = " to ".join(dict.fromkeys((str(seeds[0]), counted(seeds[-1], "seed"))))
     of_seeds = counted(seeds[0], "seed") if len(seeds) == 1 else of_seeds
-    section.text.append(
-        f"Means over {of_seeds}, on {images} images, training images as they are, without augmentation. AUC and F1 "
-        "are means over classes (AUC one-vs-rest). gap: train - test, what a model has learned by heart."
-    )
+    said = [f"Means over {of_seeds}, on {images} images" + ", training images as they are" * ("train" in splits) + "."]
+    if tables["auc_macro_ovr"].rows:
+        said.append("AUC and F1 are means over classes (AUC one-vs-rest).")
+    elif tables["f1_macro"].rows:
+        said.append("F1 is the mean over classes.")
+    said += ["gap: train - test, what a model has learned by heart."] if _has_gap(splits) else []
+    section.text.append(" ".join(said))
     marks = [mark for table in section.tables for of_row in table.marks.values() for mark in of_row]
     if "tie" in marks:
         section.text.append(
@@ -43,19 +52,24 @@ def quality(records: Records) -> Section:
     return section
 
 
-def _scores(records: Records, column: str, name: str) -> Table:
+def _has_gap(splits: Sequence[str]) -> bool:
+    return "train" in splits and "test" in splits
+
+
+def _scores(records: Records, column: str, name: str, splits: Sequence[str]) -> Table:
     metric = "accuracy" if name.endswith("%") else column
-    table = Table([name, *SPLITS, "gap"], [])
+    table = Table([name, *splits, *["gap"] * _has_gap(splits)], [])
     best = records.summaries[0].config if records.summaries else None
     for one in records.summaries:
-        values = [records.mean_quality(one.config, split, column) for split in SPLITS]
-        if all(value is None for value in values):
+        values = {split: records.mean_quality(one.config, split, column) for split in splits}
+        if all(value is None for value in values.values()):
             continue
-        train, _, test = values
+        train, test = values.get("train"), values.get("test")
         gap = "-" if train is None or test is None else difference_text(train - test, metric)
         marks = ["best"] if one.config == best else ["tie"] if _ties(records, best, one.config, column) else []
         table.marks[len(table.rows)] = marks
-        table.rows.append([one.config, *(score_text(value, metric) for value in values), gap])
+        cells = [score_text(value, metric) for value in values.values()]
+        table.rows.append([one.config, *cells, *[gap] * _has_gap(splits)])
     return table
 
 

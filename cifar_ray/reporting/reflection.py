@@ -42,6 +42,11 @@ def reflection(records: Records) -> Section:
     section = Section("What to make of it")
     section.text = [text for clauses in (FAMILIES, FIT, CLASSES, CAVEATS) if (text := _paragraph(clauses, records))]
     section.points = [said for clause in NEXT if (said := clause(records))]
+    if section.points and records.run.get("kind") == "evaluate":
+        section.text.append(
+            "The flags below are those of python -m cifar_ray.train, which takes the configuration of a model by "
+            "--config and its config.json."
+        )
     return section
 
 
@@ -451,19 +456,21 @@ def pretrained_weights(records: Records) -> str | None:
 
 
 def more_seeds(records: Records) -> str | None:
-    """The best cannot be told apart from the runner-up."""
-    if len(records.summaries) < 2 or not records.summaries[1].models:
+    """The best cannot be told apart from the runner-up, or from the best of another family."""
+    best = _best(records)
+    if best is None:
         return None
-    best, second = records.summaries[:2]
-    found = records.comparison(best.config, second.config, records.metric)
-    if found is None or not found.low <= 0 <= found.high:
-        return None
-    flag = f"--{'final-' * records.searched}seeds {2 * max(len(best.models), len(second.models))}"
-    low, high = (difference_text(value, records.metric) for value in (found.low, found.high))
-    return (
-        f"More seeds: {best.config} and {second.config} cannot be told apart on test (95 % interval {low} to {high}, "
-        f"{counted(len(best.models), 'seed')}): {flag}"
-    )
+    for other in [*records.summaries[1:2], *records.best_of_families[1:]]:
+        found = records.comparison(best.config, other.config, records.metric) if other.models else None
+        if found is None or not found.low <= 0 <= found.high:
+            continue
+        flag = f"--{'final-' * records.searched}seeds {2 * max(len(best.models), len(other.models))}"
+        low, high = (difference_text(value, records.metric) for value in (found.low, found.high))
+        return (
+            f"More seeds: {best.config} and {other.config} cannot be told apart on test (95 % interval {low} to "
+            f"{high}, {counted(len(best.models), 'seed')}): {flag}"
+        )
+    return None
 
 
 def more_trials(records: Records) -> str | None:

@@ -62,11 +62,17 @@ def build_report(run: Path, limits: Limits | None = None) -> tuple[Path, Path]:
     )  # fmt: skip
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     environment.filters["data_uri"] = data_uri
+    environment.filters["glued"] = _glued
     page = environment.get_template("report.html.j2")
     text = page.render(title=title, headline=headline, facts=facts, command=command, sections=sections)
     write_text(folder.report_html, text)
     write_text(folder.report_md, _markdown(title, headline, facts, command, sections))
     return folder.report_html, folder.report_md
+
+
+def _glued(text: str) -> str:
+    """Text whose numbers stay on one line with their per-cent sign."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _escaped(text: str) -> str:

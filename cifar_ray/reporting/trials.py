@@ -46,6 +46,8 @@ def search_gain(records: Records) -> str:
         if default is None or len(tried) == 1:
             continue
         reached = f"{records.recipe(default['name'])} reached {with_unit(records.metric, best_value(default))}"
+        if default["state"] == State.PRUNED:  # less than it may reach in all epochs
+            reached += f", stopped early after {counted(default.get('epochs'), 'epoch')},"
         if tried[0] is default:
             others = "the other trial did no" if len(tried) == 2 else f"none of the other {len(tried) - 1} trials did"
             said.append(f"{reached} and {others} better")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from cifar_ray.reporting.parts import difference_text, score_text
-from cifar_ray.results.ranking import ConfigSummary
+from cifar_ray.results.ranking import ConfigSummary, best_of_families
 from cifar_ray.results.records import DEFAULT
 from cifar_ray.results.statistics import METRIC_NAMES, Comparison, Interval
 
@@ -44,6 +44,7 @@ def verdict(
     said = [
         _against_default(best, others, by_name, metric, default, recipes),
         _against_runner_up(best, others, by_name, metric, default, recipes),
+        *_against_families(summaries, by_name, metric, default),
     ]
     second = "; ".join(words for words in said if words)
     first = f"Take {best.config}: {_score_of_best(best, bool(others), metric)}."
@@ -68,7 +69,7 @@ def _against_default(
 ) -> str:
     """What the search gained; empty without one."""
     if others and default and best.config == default:
-        return f"the search found nothing better than {recipes[default]}"
+        return f"it is {recipes[default]}, and the search found nothing better"
     for one in others:
         if default and one.config == default:
             tie = f"the search gained nothing measurable over {recipes[default]}"
@@ -90,6 +91,23 @@ def _against_runner_up(
     other = others[0].config
     name = f"the runner-up, {recipes[other]}" if other in recipes else f"the runner-up {other}"
     return _against(best, others[0], by_name.get(other), metric, name, f"it cannot be told apart from {name}")
+
+
+def _against_families(
+    summaries: Sequence[ConfigSummary], by_name: Mapping[str, Comparison], metric: str, default: str | None
+) -> list[str]:
+    """Each family whose best is as good on test, or better, and was not told of yet: it may cost far less."""
+    best, runner_up = summaries[0], summaries[1].config if len(summaries) > 1 else None
+    said = []
+    for other in best_of_families(summaries)[1:]:
+        found = by_name.get(other.config)
+        if found is None or found.low > 0 or other.config in (runner_up, default):
+            continue
+        size = _cost_ratios(other, best).get("size", 1.0)
+        smaller = f", which has {times(size, 'parameters', 'as many')}" if size < 0.95 else ""
+        name = f"the best of {other.family}, {other.config}{smaller}"
+        said.append(_against(best, other, found, metric, name, f"it cannot be told apart from {name}"))
+    return said
 
 
 def _against(

@@ -69,7 +69,7 @@ class Page(html.parser.HTMLParser):
         self.attributes += [(tag, name, value or "") for name, value in attrs]
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        self.text += data.replace("\N{NO-BREAK SPACE}", " ")
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def test_default_that_wins_is_said_plainly(tmp_path: Path) -> None:
     folder = records.make_run(tmp_path, accuracies={"default": 0.99, "trial-0007": 0.95})
     build_report(tmp_path)
     text = Page(folder.report_html.read_text()).text
-    assert "Take default" in text and "The search found nothing better than the default recipe" in text
+    assert "Take default" in text and "It is the default recipe, and the search found nothing better" in text
     assert "It is the default recipe." in text
 
 
@@ -355,10 +355,24 @@ def test_second_default_recipe_that_wins_is_said_plainly(tmp_path: Path) -> None
     build_report(tmp_path)
     text = Page(folder.report_html.read_text()).text
     assert "Take default-resnet" in text
-    assert "The search found nothing better than the default recipe of resnet; it beats the runner-up trial-" in text
+    assert "It is the default recipe of resnet, and the search found nothing better; it beats the runner-up tri" in text
     assert "the default recipe of resnet itself ranks first: the search gained nothing over it." in text
     assert "reached 97.00 % and none of the other 8 trials did better." in text  # of the resnets
     assert "It is the default recipe of resnet." in text and "What the search gained is the difference" not in text
+
+
+def test_gain_over_a_default_recipe_that_was_stopped_early_says_so(two_families: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(two_families.root, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    trials = read_trials(folder.trials_jsonl)
+    pruned = [
+        trial | {"state": "pruned", "epochs": 1} if trial["name"] == "default-resnet" else trial for trial in trials
+    ]
+    write_trials(folder.trials_jsonl, pruned)
+    build_report(folder.root)
+    said = section(folder, "What the search gained over the default recipes")
+    assert "of resnet reached 94.00 %, stopped early after 1 epoch, and the best trial of resnet" in said
+    assert "of cnn reached 82.00 % and the best trial" in said
 
 
 def test_trials_are_counted_by_space_and_their_features_told(two_families: RunFolder) -> None:

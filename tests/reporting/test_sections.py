@@ -16,16 +16,18 @@ from helpers import records
 from cifar_ray.files import read_json, write_json
 from cifar_ray.reporting.curves import curves, limits_of
 from cifar_ray.reporting.data import data
+from cifar_ray.reporting.facts import facts_of
 from cifar_ray.reporting.figures import curves_figure, robustness_figure, roc_figure
 from cifar_ray.reporting.mistakes import mistakes
 from cifar_ray.reporting.parts import Sheet, Table, Tile, difference_text, score_text
 from cifar_ray.reporting.quality import quality
+from cifar_ray.reporting.reflection import reflection
 from cifar_ray.reporting.render import build_report, sections_of
 from cifar_ray.reporting.robustness import robustness
 from cifar_ray.reporting.sheets import GAP, data_uri, sheet_png
 from cifar_ray.results.examples import find_examples
 from cifar_ray.results.recorded_run import Records
-from cifar_ray.results.records import CORRUPTIONS, RESULTS_COLUMNS, Row, RunFolder, read_csv, write_csv
+from cifar_ray.results.records import CORRUPTIONS, QUALITY_COLUMNS, RESULTS_COLUMNS, Row, RunFolder, read_csv, write_csv
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +106,10 @@ def test_roc_curves_have_the_areas_that_scikit_learn_says() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 4, 300)
     probabilities = rng.dirichlet(np.ones(5), 300) + 0.5 * np.eye(5)[labels]  # the fifth class has no images
-    axes = roc_figure(probabilities, labels, list("abcde")).axes[0]
+    figure = roc_figure(probabilities, labels, list("abcde"))
+    axes = figure.axes[0]
     of_classes = {name: roc_auc_score(labels == i, probabilities[:, i]) for i, name in enumerate("abcd")}
-    said = dict(text.get_text().rsplit("  ", 1) for text in axes.get_legend().get_texts())
+    said = dict(text.get_text().rsplit("  ", 1) for text in figure.legends[0].get_texts())
     assert said == {name: f"{area:.4f}" for name, area in of_classes.items()} | {
         "macro average": f"{np.mean(list(of_classes.values())):.4f}"
     }
@@ -192,6 +195,29 @@ def test_an_evaluation_knows_the_classes_of_the_test_split_alone(tmp_path: Path)
     (table,) = data(Records(folder)).tables
     assert table.columns == ["class", "test", "share of test"]
     assert table.rows == [["b", "0", "0.0 %"], ["a", "90", "100.0 %"]] and "times" not in table.note
+    about["data"]["class_counts"] = {"test": [45, 45]}
+    write_json(folder.run_json, about)
+    assert "times" not in data(Records(folder)).tables[0].note  # 1.0 times
+
+
+def test_an_evaluation_speaks_of_no_other_split_than_test(run: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(run.root, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    rows = [row for row in read_csv(folder.quality_csv) if row["split"] == "test"]
+    write_csv(folder.quality_csv, QUALITY_COLUMNS, [row | {"auc_macro_ovr": None} for row in rows])
+    about = read_json(folder.run_json)
+    about["data"] = {name: value for name, value in about["data"].items() if name in ("class_names", "num_test")}
+    write_json(folder.run_json, about | {"kind": "evaluate", "seed": None})
+    found = Records(folder)
+    section = quality(found)
+    assert section.heading == "Quality on test images"
+    assert section.tables[0].columns == ["accuracy %", "test"] and len(section.tables[0].rows[0]) == 2
+    assert section.text[0] == "Means over 3 seeds, on 500 test images. F1 is the mean over classes."
+    assert "those of python -m cifar_ray.train" in reflection(found).text[-1]
+    assert "those of python -m cifar_ray.train" not in " ".join(reflection(Records(run)).text)
+    facts = dict(facts_of(found))
+    assert facts["Images"] == "500 test" and not {"Data fingerprint", "Seed"} & set(facts)
+    assert dict(facts_of(Records(run)))["Images"] == "1,149 train / 288 val / 500 test"
 
 
 def test_many_classes_are_shown_by_the_worst_and_the_rarest(tmp_path: Path) -> None:
@@ -208,7 +234,7 @@ def test_many_classes_are_shown_by_the_worst_and_the_rarest(tmp_path: Path) -> N
     assert len(section.tables[0].rows) == 20 and "(20 of 60 classes)" in section.tables[0].note
 
 
-def test_quality_of_some_splits_alone_leaves_the_others_open(run: RunFolder, tmp_path: Path) -> None:
+def test_quality_of_some_splits_alone_leaves_the_others_out(run: RunFolder, tmp_path: Path) -> None:
     shutil.copytree(run.root, tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
     path = folder.quality_csv

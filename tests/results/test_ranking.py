@@ -377,7 +377,7 @@ def comparison(b: str, low: float, high: float, counts_seeds: bool = True, a: st
         (
             ["default", "y"],
             [comparison("y", -0.1, 0.2, a="default")],
-            "The search found nothing better than the default",
+            "It is the default recipe, and the search found nothing better; it cannot be told apart from the runner-up",
         ),
         (["x", "y", "default"], [comparison("y", -0.1, 0.2)], "cannot be told apart from the runner-up y"),
         (["x", "y"], [comparison("y", 0.1, 0.2)], "beats the runner-up y"),
@@ -424,8 +424,8 @@ def test_verdict_without_finals_intervals_or_test_split() -> None:
 @pytest.mark.parametrize(
     ("configs", "expected"),
     [
-        (["default-b", "default"], "nothing better than the default recipe of b; it cannot be told apart from the "
-         "runner-up, the default recipe of a: +0.00 points"),
+        (["default-b", "default"], "It is the default recipe of b, and the search found nothing better; it cannot be "
+         "told apart from the runner-up, the default recipe of a: +0.00 points"),
         (["x", "default", "default-b"], "gained nothing measurable over the default recipe of b: +0.00 points (95 % "
          "interval -1.00 to +1.00); it cannot be told apart from the runner-up, the default recipe of a: +0.00"),
         (["x", "default-b", "default"], "gained nothing measurable over the default recipe of b: +0.00 points (95 % "
@@ -438,6 +438,44 @@ def test_verdict_names_the_default_recipe_it_means_where_there_are_two(configs: 
     comparisons = [comparison(other, -0.01, 0.01, a=configs[0]) for other in configs[1:]]
     text = verdict.verdict(summarise(rows), comparisons, default="default-b", recipes=recipes)
     assert expected in text and text.count("the default recipe of b") == 1
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "params", "expected"),
+    [
+        (-0.03, 0.05, 130_000, "; it cannot be told apart from the best of cnn, default, which has 1.2 % of the "
+         "parameters: +1.00 points (95 % interval -3.00 to +5.00)."),
+        (-0.03, 0.05, 22_000_000, "; it cannot be told apart from the best of cnn, default: +1.00 points"),
+        (-0.05, -0.03, 130_000, "; it is worse on test than the best of cnn, default, which has 1.2 % of the "
+         "parameters"),
+        (0.01, 0.03, 130_000, None),
+    ],
+)  # fmt: skip
+def test_verdict_names_the_best_of_another_family_that_is_as_good(
+    low: float, high: float, params: int, expected: str | None
+) -> None:
+    big = {"family": "resnet", "num_params": 11_000_000}
+    accuracies = {"default-resnet": 0.9, "y": 0.8, "default": 0.7}
+    rows = [
+        row(
+            config,
+            seed,
+            accuracy + 0.01 * seed,
+            **(big if config != "default" else {"family": "cnn", "num_params": params}),
+        )
+        for config, accuracy in accuracies.items()
+        for seed in range(3)
+    ]
+    of_y = comparison("y", 0.1, 0.2, a="default-resnet")
+    found = comparison("default", low, high, a="default-resnet")
+    recipes = {"default": "the default recipe of cnn", "default-resnet": "the default recipe of resnet"}
+    said = verdict.verdict(summarise(rows), [of_y, found], default="default-resnet", recipes=recipes)
+    assert expected in said if expected else "best of cnn" not in said
+    # As the runner-up it has been told of.
+    without_y = [one for one in rows if one["config"] != "y"]
+    assert "best of cnn" not in verdict.verdict(
+        summarise(without_y), [found], default="default-resnet", recipes=recipes
+    )
 
 
 def test_default_recipes_are_known_by_their_names() -> None:
