@@ -242,7 +242,7 @@ def test_quality_of_some_splits_alone_leaves_the_others_out(run: RunFolder, tmp_
     write_csv(path, list(rows[0]), rows)
     section = quality(Records(folder))
     cells = row_of(section.tables[0], "trial-0012")
-    assert (cells["train"], cells["val"], cells["gap"]) == ("-", "-", "-") and "on 500 test images" in section.text[0]
+    assert not {"train", "val", "gap"} & set(cells) and "on 500 test images" in section.text[0]
 
 
 def test_contact_sheets_show_the_images_that_the_model_gets_wrong(run: RunFolder) -> None:
