@@ -126,6 +126,7 @@ class RunSettings:
                 "finalists",
                 "final_seeds",
                 "seeds",
+                "resplit",
             ),
             *("patience", "sampler", "weights", "seed", "show"),
         ),
@@ -318,6 +319,9 @@ class AblateSettings(NamedSettings):
         None, "epochs of each training (default: those of --config, else 30)", at_least(1), "N"
     )
     seeds: int = flag(5, "seeds of each level; the base has twice as many", at_least(2), "N")
+    resplit: bool = flag(
+        False, "each seed draws its own training and validation images, so that what is told holds for other splits too"
+    )
     time_budget: float | None = flag(
         None, "begin only if it is estimated to be done in this time: 10m, 1h30m", seconds, "T"
     )

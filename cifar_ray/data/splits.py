@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,7 @@ def load_data(
         decoded = load_folder(Path(source), image_size, auto_size, skip_bad_images)
     train, val, test = _carve(decoded, source, train_size)
 
-    checksums = [checksum(array) for part in (train, val, test) for array in (part.images, part.labels)]
-    fingerprint = hashlib.sha256(json.dumps([decoded.class_names, checksums]).encode()).hexdigest()
+    fingerprint = _fingerprint(decoded.class_names, train, val, test)
     flips: tuple[Flip, ...] = ("none",) if source == "digits" else Task.flips
     train_ids, val_ids, test_ids = (image_ids(part.images) for part in (train, val, test))
     return DataSplits(
@@ -123,6 +123,32 @@ def load_data(
         num_val_copies=int(np.isin(val_ids, train_ids).sum()),
         num_test_copies=int(np.isin(test_ids, np.concatenate([train_ids, val_ids])).sum()),
     )
+
+
+def redrawn(data: DataSplits, seed: int) -> DataSplits:
+    """Draw train and validation anew out of both together, as large as they were, stratified, copies on one side.
+
+    What one seed gives is always the same. The test split stays as it is.
+    """
+    images = np.concatenate([data.train.images, data.val.images])
+    labels = np.concatenate([data.train.labels, data.val.labels])
+    pool = Images(images, labels)
+    order = np.random.RandomState(seed % 2**32).permutation(len(labels))  # of numpy's streams the one that stays
+    ids = image_ids(images)
+    left, chosen = stratified_split(labels[order], len(data.val.labels), ids=ids[order])
+    train, val = (take_images(pool, np.sort(order[part])) for part in (left, chosen))
+    return replace(
+        data,
+        train=train,
+        val=val,
+        fingerprint=_fingerprint(data.class_names, train, val, data.test),
+        num_val_copies=int(np.isin(image_ids(val.images), image_ids(train.images)).sum()),
+    )
+
+
+def _fingerprint(class_names: Sequence[str], train: Images, val: Images, test: Images) -> str:
+    checksums = [checksum(array) for part in (train, val, test) for array in (part.images, part.labels)]
+    return hashlib.sha256(json.dumps([class_names, checksums]).encode()).hexdigest()
 
 
 def _carve(decoded: Decoded, source: str, train_size: int | None) -> tuple[Images, Images, Images]:

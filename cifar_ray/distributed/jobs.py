@@ -30,6 +30,8 @@ class Job:
     """Packed by an earlier session, see `loop.run_experiment`."""
     kept_patiences: tuple[int, ...] = ()
     """See `loop.Experiment`."""
+    split: int = 0
+    """Which of the data it is trained on, see `process.TrialSettings`."""
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ class TrialSettings:
     """What all trials of a search share."""
 
     data: list["ray.ObjectRef[dict[str, np.ndarray]]"]
-    """One reference to the arrays of `DeviceData.from_arrays`; in a list, so that Ray passes it on as it is."""
+    """References to the arrays of `DeviceData.from_arrays`, one for each way that the images are split; all but an
+    ablation have one. In a list, so that Ray passes them on as they are."""
     num_classes: int
     max_epochs: int
     patience: int | None

@@ -68,6 +68,8 @@ class FinalModel:
     config: TrialConfig
     kept: tuple[tuple[int, str], ...] = ()
     """Patiences that do not end it, and what the model that each of them would have left is called: a config name."""
+    split: int = 0
+    """Which of the data it is trained on, see `process.TrialSettings`."""
 
     @property
     def name(self) -> str:
@@ -228,7 +230,7 @@ def train_models(
     with open_pool(settings, workers, storage, judged=False) as pool:
         for name, model in by_name.items():
             patiences = tuple(model.kept_models)
-            job = Job(name, model.config, model.training_seed, resume.get(name), patiences)
+            job = Job(name, model.config, model.training_seed, resume.get(name), patiences, model.split)
             ray.get(pool.desk.submit.remote(job, DRIVER))
         missing = len(by_name)
         while missing:
@@ -265,13 +267,18 @@ def _train_as_rank(settings: dict[str, Any]) -> None:
     if ranks.world_size > 1:
         _join_group(ranks, group_index)
     torch.set_num_threads(shared.num_threads)
-    data = DeviceData.from_arrays(ray.get(shared.data[0]), shared.num_classes, get_device())
+    splits: dict[int, DeviceData] = {}  # one at most
     for number in itertools.count():
         job: Job | None = ray.get(desk.next_job.remote(generation, group_index, number))
         if job is None:
             break
         PROCESS.reset(job.seed, shared.num_threads)
-        trained = _train(job, data, settings, generation, ranks)
+        if job.split not in splits:
+            splits.clear()  # what it held is free before more is uploaded
+            splits[job.split] = DeviceData.from_arrays(
+                ray.get(shared.data[job.split]), shared.num_classes, get_device()
+            )
+        trained = _train(job, splits[job.split], settings, generation, ranks)
         if rank == 0 and trained is not None:
             ray.get(desk.post.remote(generation, trained))
         del trained

@@ -18,7 +18,7 @@ import ray
 from cifar_ray.cli.console import Console
 from cifar_ray.cli.flags import AblateSettings
 from cifar_ray.config import Task
-from cifar_ray.data.splits import DataSplits
+from cifar_ray.data.splits import DataSplits, redrawn
 from cifar_ray.distributed.hardware import Workers
 from cifar_ray.distributed.process import TrialSettings
 from cifar_ray.distributed.workers import FinalModel
@@ -107,9 +107,12 @@ def _ablate(
     task = make_task(run, data, workers.device)
     design = _design(settings, task, saved)
     run.check_unchanged(arms={arm.name: arm.config.to_dict() for arm in design.arms})
+    splits = [data]
+    if settings.resplit:
+        splits = [redrawn(data, seed) for seed in _seeds(settings)]
     check_batch_sizes(workers, settings.workers_flag, ((arm.name, arm.config) for arm in design.trained))
     shared = TrialSettings(
-        data=[ray.put(data.training_arrays())],
+        data=[ray.put(one.training_arrays()) for one in splits],
         num_classes=task.num_classes,
         max_epochs=settings.max_epochs,
         patience=None,
@@ -134,13 +137,18 @@ def _ablate(
     with recorded(run, console, storage, "sweep" if asked else "finals") as rows:
         own: dict[str, float] = {}
         if asked:
-            own = _sweep(run, console, workers, storage, data, shared, asked)
+            own = _sweep(run, console, workers, storage, splits, shared, asked)
             console.line(f"sweep       own learning rates found in {duration(run.next_phase('finals'))}")
         arms = [*design.arms, *arms_at_own_rates(design, own)]
         write_json(run.folder.design_json, _recorded_design(run, design, arms))
-        rows += finish(run, console, workers, storage, data, shared, _models(settings, arms), scores_only=True)
+        models = _models(settings, arms)
+        rows += finish(run, console, workers, storage, data, shared, models, scores_only=True, splits=splits)
         _write_effects(run.folder)
     return 0 if rows else 1
+
+
+def _seeds(settings: AblateSettings) -> list[int]:
+    return [derived_seed(settings.seed, index) for index in range(BASE_SEEDS * settings.seeds)]
 
 
 def _models(settings: AblateSettings, arms: Sequence[Arm]) -> list[FinalModel]:
@@ -153,8 +161,10 @@ def _models(settings: AblateSettings, arms: Sequence[Arm]) -> list[FinalModel]:
         if arm.patience is not None:
             kept[str(arm.control)].append((arm.patience, arm.name))
     return [
-        FinalModel(arm.name, None, index, derived_seed(settings.seed, index), arm.config, tuple(kept[arm.name]))
-        for index in range(BASE_SEEDS * settings.seeds)
+        FinalModel(
+            arm.name, None, index, seed, arm.config, tuple(kept[arm.name]), split=index if settings.resplit else 0
+        )
+        for index, seed in enumerate(_seeds(settings))
         for arm in arms
         if arm.patience is None and (index < settings.seeds or arm.control is None)
     ]
@@ -165,7 +175,7 @@ def _sweep(
     console: Console,
     workers: Workers,
     storage: Path,
-    data: DataSplits,
+    splits: Sequence[DataSplits],
     shared: TrialSettings,
     asked: Sequence[Sweep],
 ) -> dict[str, float]:
@@ -187,7 +197,7 @@ def _sweep(
             for lr in sweep.rates
         ]
     flat = [model for of_arm in models.values() for _, of_rate in of_arm for model in of_rate]
-    train_finals(folder, console, workers, storage, flat, shared, data)
+    train_finals(folder, console, workers, storage, flat, shared, splits)
     rows: list[Row] = []
     own: dict[str, float] = {}
     for name, of_arm in models.items():
@@ -226,7 +236,7 @@ def _recorded_design(run: Run[AblateSettings], design: Design, arms: Sequence[Ar
         "max_epochs": settings.max_epochs,
         "seeds": settings.seeds,
         "base_seeds": BASE_SEEDS * settings.seeds,
-        "resplit": False,
+        "resplit": settings.resplit,
         "base": design.base.to_dict(),
         "base_name": name,
         "factors": [

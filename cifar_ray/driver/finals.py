@@ -31,9 +31,11 @@ def train_finals(
     storage: Path,
     models: Sequence[FinalModel],
     shared: TrialSettings,
-    data: DataSplits,
+    splits: Sequence[DataSplits],
 ) -> None:
     """Train with Ray Train what of `models` is missing, and save each one as it comes, or why it failed.
+
+    `splits`: the data that they are trained on, as `FinalModel.split` counts it.
 
     One that an earlier session began goes on from its checkpoint. One that failed there is not tried again: with the
     same seed a non-finite loss would come again.
@@ -65,7 +67,7 @@ def train_finals(
         assert trained.history is not None
         folder = run.model(model.name)
         write_history(folder, trained.history)
-        card = model_card(model, trained, data, settings, workers.workers_per_model)
+        card = model_card(model, trained, splits[model.split], settings, workers.workers_per_model)
         save_model(folder, trained.weights, model.config, card)
 
     def on_message(model: FinalModel, message: Message) -> None:

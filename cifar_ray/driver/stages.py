@@ -132,12 +132,17 @@ def finish(
     shared: TrialSettings,
     models: Sequence[FinalModel],
     scores_only: bool = False,
+    splits: Sequence[DataSplits] | None = None,
 ) -> list[Row]:
-    """Train the final models and evaluate them, see :func:`evaluate`; return the rows of results.csv."""
+    """Train the final models and evaluate them, see :func:`evaluate`; return the rows of results.csv.
+
+    `splits`: where models are trained on several, what `FinalModel.split` counts; they share the test split.
+    """
     folder = run.folder
     # That of trials is for trials; an ablation has none.
     finals = replace(shared, patience=getattr(run.settings, "patience", None))
-    train_finals(folder, console, workers, storage, models, finals, data)
+    splits = [data] if splits is None else splits
+    train_finals(folder, console, workers, storage, models, finals, splits)
     trained = [model.name for model in models if folder.is_saved(model.name)]
     failed = [
         failed_row(one, failure)
@@ -148,9 +153,13 @@ def finish(
     console.line(
         f"finals      {len(trained)} of {len(models)} models trained in {duration(run.next_phase('evaluation'))}"
     )
+    split_of = {one.name: one.split for model in models for one in (model, *model.kept_models.values())}
     names = [*trained, *(kept.name for model in models if model.name in trained for kept in model.kept_models.values())]
-    splits = {"test": data.test, "val": data.val, "train": data.train}
-    groups = [Group(names, splits)] if names else []
+    groups = []
+    for index, one in enumerate(splits):
+        of_split = [name for name in names if split_of[name] == index]
+        if of_split:
+            groups.append(Group(of_split, {"test": one.test, "val": one.val, "train": one.train}))
     if trained:
         note_test_reading(run, console, data.test, data.class_names)
     rows = evaluate(folder, groups, failed, workers.num_workers, workers.resources, console.status, scores_only)

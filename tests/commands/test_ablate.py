@@ -134,7 +134,7 @@ def test_tensorboard_shows_the_trainings_by_factor(run: Any) -> None:
 @pytest.mark.xdist_group("resume")
 def test_a_killed_ablation_goes_on_with_what_is_missing_and_ends_with_the_same_numbers(tmp_path: Path) -> None:
     flags = ["--data", "digits", "--vary", "norm=none", "--vary", "early-stopping=1", "--seeds", "2"]
-    flags += ["--max-epochs", "4", "--name", "killed"]
+    flags += ["--max-epochs", "4", "--resplit", "--name", "killed"]
     run = RunFolder(tmp_path / "runs" / "killed")
     for done in (run.sweep / "models" / "base, lr 0.25-seed0", run.model("base-seed1")):
         first = not run.run_json.exists()
@@ -155,6 +155,11 @@ def test_a_killed_ablation_goes_on_with_what_is_missing_and_ends_with_the_same_n
         for name in ("killed", "whole")
     ]
     assert numbers[0] == numbers[1]
+    # Each seed has a split of its own, the same for all arms.
+    cards = {path.parent.name: read_json(path) for path in run.models.glob("*/config.json")}
+    of_seeds = [{card["data"]["fingerprint"] for card in cards.values() if card["seed"] == seed} for seed in range(4)]
+    assert [len(found) for found in of_seeds] == [1] * 4 and len(set.union(*of_seeds)) == 4
+    assert "Each seed draws its own training and validation images" in run.report_md.read_text()
 
 
 @pytest.mark.parametrize(

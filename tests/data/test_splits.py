@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ import pytest
 from helpers.images import REPOSITORY, counts, encode, make_tree, pixels, private_cache, run_python, sizes, write_table  # noqa: F401 (a fixture)
 from PIL import Image
 
-from cifar_ray.data.decode import decode_image
-from cifar_ray.data.splits import DataSplits, load_data
+from cifar_ray.data.decode import decode_image, take_images
+from cifar_ray.data.splits import DataSplits, load_data, redrawn
 from cifar_ray.data.stratified import stratified_split
 from cifar_ray.errors import InputError
 
@@ -308,6 +309,20 @@ def test_real_cifar10_parquet() -> None:
     assert (splits.num_val_copies, splits.num_test_copies) == (0, 0)
     both = np.concatenate([splits.train.images, splits.val.images])
     assert both.mean((0, 2, 3)) / 255 == pytest.approx([0.49139968, 0.48215841, 0.44653091], abs=1e-7)  # its README's
+
+
+def test_train_and_validation_are_drawn_anew_and_copies_stay_on_one_side() -> None:
+    data = load_data("digits")
+    other, again, third = redrawn(data, 5), redrawn(data, 5), redrawn(data, 6)
+    assert sizes(other) == sizes(data)
+    assert other.fingerprint == again.fingerprint
+    assert len({data.fingerprint, other.fingerprint, third.fingerprint}) == 3
+    assert other.test is data.test
+    union = [np.concatenate([one.train.images, one.val.images]).reshape(797, -1) for one in (data, other)]
+    assert sorted(map(bytes, union[0])) == sorted(map(bytes, union[1]))
+    assert np.abs(np.subtract(counts(other.train.labels), counts(data.train.labels))).max() <= 1
+    twice = replace(data, val=take_images(data.val, np.repeat(np.arange(300), 2)[:597]))
+    assert redrawn(twice, 1).num_val_copies == 0
 
 
 def test_real_pet_breeds() -> None:
