@@ -170,7 +170,7 @@ def simulate(setting: Setting, num_families: int, rng: np.random.Generator) -> F
             if setting.grid:
                 if outcome.startswith(INTERACTION):
                     found.add(rows, [PLANTED * row["level"].startswith("1") for row in rows])
-            elif not (setting.patience and outcome in STABILITY):
+            elif outcome in OUTCOMES and not (setting.patience and outcome in STABILITY):
                 told = [row for row in rows if row["low"] is not None]
                 found.add(told, [true[row["arm"]] for row in told])
     return found

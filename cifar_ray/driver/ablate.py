@@ -64,7 +64,7 @@ DEFAULT_BASE = "small-cnn"
 BASE_SEEDS = 2
 """How many times the seeds of a level the base has: every level is compared with it."""
 
-SWEEP_SEEDS = 2
+SWEEP_SEEDS = 3
 """Seeds of each learning rate of a sweep; others than those that the arms are trained with."""
 
 TIMED_FACTORS = ("kernel-size", "image-size", "finetune", "head", "norm")

@@ -67,10 +67,10 @@ def _correlation(x: Experiment, paired: bool) -> str:
     found = seed_correlation(x.records.ablation_runs)
     if found is None:
         return f"{done}." if paired else ""
-    pays = "" if paired else "not surely "
+    pays = "will" if paired else "need not"
     return (
         f"{done}: over seeds the test {metric_name(x)} of two of them correlates by {found.estimate:.2f} (with 95 % "
-        f"confidence by more than {found.low:.2f}), which {pays}makes the intervals of pairs narrower."
+        f"confidence by more than {found.low:.2f}), which {pays} make the intervals of pairs narrower."
     )
 
 

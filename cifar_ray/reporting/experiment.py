@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from statistics import fmean, stdev
 
+from cifar_ray.results.effects import is_effect
 from cifar_ray.results.recorded_run import Records
 from cifar_ray.results.records import Row
 
@@ -19,6 +20,7 @@ EARLY_STOPPING = "early-stopping"
 PRIMARY, VALIDATION, GAP = "test_metric", "val_metric", "gap"
 EPOCHS, LOSS_AREA = "epochs_to_target", "loss_area"
 OSCILLATION, GRADIENT = "oscillation", "grad_norm_max"
+EPOCH_SECONDS = "epoch_s"
 
 
 class Experiment:
@@ -121,9 +123,11 @@ class Experiment:
         return None not in names and names[0] != names[1]
 
     def ratio(self, arm: Row, column: str) -> float | None:
-        """How many times the mean of its control an arm has."""
+        """How many times the mean of its control an arm has; 1 where seconds cannot be told apart."""
         mean, control = self.mean(arm, column), self.mean(self.control(arm), column)
-        return mean / control if mean and control else None
+        if not (mean and control):
+            return None
+        return mean / control if column != EPOCH_SECONDS or is_effect(self.effect(column, arm)) else 1.0
 
     def changes(self, arm: Row) -> dict[str, object]:
         """What an arm's configuration has otherwise than the base's, by path such as `model/norm`."""

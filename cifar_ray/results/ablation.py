@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from cifar_ray.results.ranking import TEST_SCORES
@@ -72,7 +72,7 @@ def _run(arm: Row, row: Row, score: str, history: Sequence[Row], target: float |
     norms = [epoch["grad_norm_max"] for epoch in history if epoch.get("grad_norm_max") is not None]
     seconds = [epoch["train_s"] for epoch in history if epoch.get("train_s") is not None]
     run["grad_norm_max"] = max(norms, default=None)
-    run["epoch_s"] = fmean(seconds) if seconds else None
+    run["epoch_s"] = median(seconds) if seconds else None  # which a machine that is busy for a while does not move
     return run | ({} if failed else _convergence(history, target, max_epochs))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cifar_ray.results.ablation import BASE
-from cifar_ray.results.outcomes import CONVERGENCE, PERFORMANCE, STABILITY, Values, mean_of
+from cifar_ray.results.outcomes import CONVERGENCE, COST, PERFORMANCE, STABILITY, Values, mean_of
 from cifar_ray.results.records import Row
 from cifar_ray.results.simultaneous import (
     Correlation,
@@ -56,7 +56,7 @@ def effects_of(design: Row, runs: Sequence[Row]) -> list[Row]:
             key = (str(arm["control"]), str(arm["rate"]), arm.get("patience") is not None)
             families.setdefault(key, []).append(arm)
     rows = []
-    for outcome in (*PERFORMANCE, *CONVERGENCE, *STABILITY):
+    for outcome in (*PERFORMANCE, *CONVERGENCE, *STABILITY, *COST):
         values = Values(outcome, design, runs)
         for (control, _, early), arms in families.items():
             rows += _family(values, control, arms, early)
@@ -102,7 +102,7 @@ def seed_correlation(
 
 def _family(values: Values, control: str, arms: Sequence[Row], early: bool) -> list[Row]:
     rows = [values.row(arm, control) for arm in arms]
-    if early and values.outcome in STABILITY:
+    if early and values.outcome in (*STABILITY, *COST):
         for row in rows:
             row["reason"] = row["reason"] or "the same training as its control"
     told = [row for row in rows if row["reason"] is None]

@@ -14,7 +14,8 @@ PERFORMANCE = ("test_metric", "val_metric", "test_loss", "gap")
 
 CONVERGENCE = ("epochs_to_target", "loss_area")
 STABILITY = ("grad_norm_max", "oscillation")
-LOG_SCALE = frozenset(STABILITY)
+COST = ("epoch_s",)
+LOG_SCALE = frozenset((*STABILITY, *COST))
 """Outcomes whose differences are log ratios: they spread in proportion to their size."""
 
 

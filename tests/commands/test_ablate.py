@@ -64,7 +64,7 @@ def test_all_arms_are_trained_with_the_same_seeds_and_the_base_with_twice_as_man
 @share_a_run
 def test_the_rates_of_a_sweep_are_on_record_and_the_best_on_validation_is_chosen(run: Any) -> None:
     rows = read_csv(run[0].sweep_csv)
-    assert {row["arm"] for row in rows} == {"base", "norm=none"} and len(rows) == 2 * 3 * 2
+    assert {row["arm"] for row in rows} == {"base", "norm=none"} and len(rows) == 2 * 3 * 3
     trained = {row["training_seed"] for row in read_csv(run[0].runs_csv)}
     cards = [read_json(path) for path in run[0].sweep.glob("models/*/config.json")]
     assert cards and not trained & {card["training_seed"] for card in cards}
@@ -199,6 +199,6 @@ def test_a_dry_run_shows_the_design_and_trains_nothing(
     assert "vary        norm: none (base), batch\n" in out
     assert "left out    norm-placement before_conv: with norm none nothing is placed\n" in out
     assert (
-        "trainings   9: 1 level x 3 seeds, the base 6, and before them 12 trainings that find learning rates\n" in out
+        "trainings   9: 1 level x 3 seeds, the base 6, and before them 18 trainings that find learning rates\n" in out
     )
     assert not (tmp_path / "runs").exists()

@@ -199,7 +199,7 @@ def make_runs(rng: np.random.Generator, design: Row, diverged: dict[str, int]) -
 
 
 OUTCOMES = ("test_metric", "val_metric", "test_loss", "gap", "epochs_to_target", "loss_area", "grad_norm_max",
-            "oscillation")  # fmt: skip
+            "oscillation", "epoch_s")  # fmt: skip
 
 
 def make_effects(design: Row, runs: list[Row]) -> list[Row]:
@@ -207,7 +207,7 @@ def make_effects(design: Row, runs: list[Row]) -> list[Row]:
     rows = []
     arms = [arm for arm in design["arms"] if arm["control"]]
     for outcome in OUTCOMES:
-        scale = "log" if outcome in ("grad_norm_max", "oscillation") else "difference"
+        scale = "log" if outcome in ("grad_norm_max", "oscillation", "epoch_s") else "difference"
         for arm in arms:
             values, control = (_values(runs, name, outcome, scale) for name in (arm["name"], arm["control"]))
             of_arm = [row for row in runs if row["arm"] == arm["name"]]
