@@ -22,7 +22,7 @@ from cifar_ray.cli.parser import parse_flags, run_command
 from cifar_ray.data.decode import decode_image, map_images
 from cifar_ray.data.folder import IMAGE_SUFFIXES
 from cifar_ray.errors import InputError
-from cifar_ray.results.config_json import read_card
+from cifar_ray.results.config_json import read_card, temperature_of
 from cifar_ray.text import num_columns, pad, printable, shorten
 
 if TYPE_CHECKING:
@@ -37,13 +37,16 @@ MAX_RUNNERS_UP = 3
 MIN_RUNNER_UP = 0.01
 """Probability of a runner-up that is shown: where the model is sure there is none, and the doubtful rows stand out."""
 
+NOT_SURE = "not sure"
+"""Stands for the class where the model abstains; the best candidates follow, the first of that probability."""
+
 MIN_COLUMNS = 60
 """A terminal narrower than this breaks the rows, which are not shortened any further."""
 
 EPILOG = """\
 examples:
   python -m cifar_ray.predict runs/NAME/best photo.jpg
-  python -m cifar_ray.predict runs/NAME/best holiday_photos --json
+  python -m cifar_ray.predict runs/NAME/best holiday_photos --json --at-least 95%
 """
 
 
@@ -63,16 +66,17 @@ def main(argv: Sequence[str]) -> int:
     model = load_model(settings.model, "cuda" if torch.cuda.is_available() else "cpu")
     names = card["class_names"]
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    table = None if settings.json else Table(files, names, width)
+    table = None if settings.json else Table(files, names, width, settings.at_least)
     if table:
         print(table.header, flush=True)
     num_bad = 0
-    for file, result in classify(model, card["resize"], files):
+    for file, result in classify(model, card["resize"], files, temperature_of(card)):
         if isinstance(result, InputError):
             num_bad += 1
             print(f"error: {printable(str(result))}", file=sys.stderr)
         else:
-            print(table.row(file, result) if table else json_row(file, names, result), flush=True)
+            row = table.row(file, result) if table else json_row(file, names, result, settings.at_least)
+            print(row, flush=True)
     return 2 if num_bad else 0
 
 
@@ -115,11 +119,11 @@ def _leads_back(folder: str) -> bool:
 
 
 def classify(
-    model: Classifier, resize: dict[str, Any], files: Sequence[Path]
+    model: Classifier, resize: dict[str, Any], files: Sequence[Path], temperature: float = 1.0
 ) -> Iterator[tuple[Path, list[float] | InputError]]:
     """Yield every file with its class probabilities, or with what is wrong with it, in order and as they come.
 
-    They are those that the evaluation gives: images are decoded and scored as there.
+    Images are decoded and scored as in the evaluation, whose probabilities these are with a temperature of 1.
     """
     import torch
 
@@ -133,27 +137,40 @@ def classify(
             good = [image for _, image in batch if not isinstance(image, InputError)]
             rows: Iterator[list[float]] = iter(())
             if good:
-                rows = iter(eval_model(model, torch.from_numpy(np.stack(good)).to(device)).softmax(1).tolist())
+                logits = eval_model(model, torch.from_numpy(np.stack(good)).to(device))
+                # In float64, in which no temperature makes two classes equally probable that were not.
+                rows = iter((logits.cpu().double() / temperature).softmax(1).tolist())
             for file, image in batch:
                 yield file, image if isinstance(image, InputError) else next(rows)
 
 
-def json_row(file: Path, class_names: Sequence[str], probabilities: Sequence[float]) -> str:
+def json_row(
+    file: Path, class_names: Sequence[str], probabilities: Sequence[float], at_least: float | None = None
+) -> str:
+    """One object; with `at_least` it says whether the model abstains, and then has no class (null)."""
     named = dict(zip(class_names, probabilities, strict=True))
     best = max(named, key=named.__getitem__)
-    return json.dumps({"image": str(file), "class": best, "probability": named[best], "probabilities": named})
+    row: dict[str, Any] = {"image": str(file), "class": best, "probability": named[best]}
+    if at_least is not None:
+        abstains = named[best] < at_least
+        row |= {"class": None if abstains else best, "abstains": abstains}
+    return json.dumps(row | {"probabilities": named})
 
 
 class Table:
     """Rows `image  class  probability  runners-up` that line up, whatever comes later.
 
-    With `width` (of a terminal, in columns) what is too long is shortened; without, nothing is.
+    With `width` (of a terminal, in columns) what is too long is shortened; without, nothing is. With `at_least` an
+    image of whose classes none is so probable has none: its row says so, and the best candidates follow.
     """
 
-    def __init__(self, files: Sequence[Path], class_names: Sequence[str], width: int | None) -> None:
+    def __init__(
+        self, files: Sequence[Path], class_names: Sequence[str], width: int | None, at_least: float | None = None
+    ) -> None:
+        self.at_least = at_least
         self.class_names = [printable(name) for name in class_names]
         self.path_width = max(len("image"), *(num_columns(printable(str(file))) for file in files))
-        self.class_width = max(len("class"), *map(num_columns, self.class_names))
+        self.class_width = max(len("class" if at_least is None else NOT_SURE), *map(num_columns, self.class_names))
         self.width = width and max(width, MIN_COLUMNS)
         if self.width:
             # One runner-up always fits: the path, the class, another class, and 20 columns between and behind them.
@@ -167,6 +184,8 @@ class Table:
         path = shorten(printable(str(file)), self.path_width, middle=False)
         ranked = heapq.nlargest(1 + MAX_RUNNERS_UP, zip(self.class_names, probabilities, strict=True), itemgetter(1))
         (name, probability), *others = ranked
+        if self.at_least is not None and probability < self.at_least:
+            name, others = NOT_SURE, ranked[:MAX_RUNNERS_UP]
         row = f"{pad(path, self.path_width)}  {pad(name, self.class_width)}  {_percent(probability):>7}"
         separator = "  "
         for name, probability in others:

@@ -72,6 +72,16 @@ def _image_size(text: str) -> int | None:
     return size
 
 
+def _probability(text: str) -> float:
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise ValueError(f"must be a probability such as 95% or 0.95, not {text!r}")
+    return value
+
+
 def _above_zero(text: str) -> float:
     try:
         value = float(text)
@@ -384,6 +394,9 @@ class PredictSettings:
     model: Path = flag(None, "folder of a saved model, such as runs/NAME/best", _path, "MODEL", positional=True)
     images: tuple[Path, ...] = flag((), "images, and folders of images", Path, "IMAGE", positional=True)
     json: bool = flag(False, "print one JSON object a line")
+    at_least: float | None = flag(
+        None, "give no class to an image where none is so probable: 95%% or 0.95", _probability, "P"
+    )
 
 
 Run = TypeVar("Run", bound=TrainingSettings)

@@ -9,11 +9,12 @@ import numpy as np
 
 from cifar_ray.data.decode import Images, take_images
 from cifar_ray.data.stratified import stratified_split
+from cifar_ray.evaluation.calibration import calibration_error, fit_temperature, scaled
 from cifar_ray.evaluation.latency import Latency, time_models
 from cifar_ray.evaluation.pictures import sample_indices, thumbnails
 from cifar_ray.evaluation.scorers import Score, score_models
 from cifar_ray.models.saved import SavedModel
-from cifar_ray.results.config_json import IN_RESULTS
+from cifar_ray.results.config_json import IN_RESULTS, temperature_of, write_card
 from cifar_ray.results.examples import find_examples
 from cifar_ray.results.ranking import ConfigSummary, best_of_families, is_default, summarise
 from cifar_ray.results.records import (
@@ -106,7 +107,8 @@ def evaluate(
         [{"config": name, **asdict(latency)} for name, timed in latencies.items() for latency in timed],
     )
     _write_predictions(folder, scored, scores)
-    _write_quality(folder, models, scores)
+    temperatures = _temperatures(folder, models, scored, scores)
+    _write_quality(folder, models, scored, scores, temperatures)
     write_csv(
         folder.robustness_csv,
         ROBUSTNESS_COLUMNS,
@@ -234,15 +236,42 @@ def _write_predictions(folder: RunFolder, groups: Sequence[Group], scores: Mappi
         write_predictions(folder.predictions(split), labels[0], predictions)
 
 
+def _temperatures(
+    folder: RunFolder,
+    models: Mapping[str, SavedModel],
+    groups: Sequence[Group],
+    scores: Mapping[str, Mapping[str, Score]],
+) -> dict[str, float]:
+    """The temperature of each model, by its card, or else chosen on validation and noted there; 1 without any."""
+    temperatures = {name: temperature_of(saved.card) for name, saved in models.items()}
+    for group in groups:
+        for name in group.names if "val" in group.splits else ():
+            if "temperature" in models[name].card:
+                continue
+            found = fit_temperature(scores[name]["val"].probabilities, group.splits["val"].labels)
+            if found is not None:
+                temperatures[name] = found
+                write_card(folder.model(name), models[name].config, models[name].card | {"temperature": found})
+    return temperatures
+
+
 def _write_quality(
-    folder: RunFolder, models: Mapping[str, SavedModel], scores: Mapping[str, Mapping[str, Score]]
+    folder: RunFolder,
+    models: Mapping[str, SavedModel],
+    groups: Sequence[Group],
+    scores: Mapping[str, Mapping[str, Score]],
+    temperatures: Mapping[str, float],
 ) -> None:
+    labels = {(name, split): images.labels for group in groups for name in group.names for split, images in
+              group.splits.items()}  # fmt: skip
     splits: list[Row] = []
     classes: list[Row] = []
     for name, of_model in scores.items():
         for split, score in of_model.items():
             which = {"model": name, "config": models[name].card["config_name"], "split": split}
-            splits.append(which | score.quality)
+            temperature = temperatures[name]
+            mended = calibration_error(scaled(score.probabilities, temperature), labels[name, split])
+            splits.append(which | score.quality | {"scaled_calibration_error": mended, "temperature": temperature})
             classes += [which | of_class for of_class in score.classes]
     write_csv(folder.quality_csv, QUALITY_COLUMNS, splits)
     write_csv(folder.classes_csv, CLASSES_COLUMNS, classes)

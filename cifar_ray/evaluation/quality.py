@@ -8,6 +8,7 @@ scikit-learn has no value, or would put one in its place with a warning, there i
 import numpy as np
 from sklearn.metrics import log_loss, precision_recall_fscore_support, roc_auc_score, top_k_accuracy_score
 
+from cifar_ray.evaluation.calibration import calibration_error
 from cifar_ray.results.records import Row
 
 TOP = 5
@@ -66,6 +67,7 @@ def split_quality(probabilities: np.ndarray, labels: np.ndarray, classes: list[R
           finite.
         - `auc_macro_ovr`: mean of the classes' `auc_ovr`; None where one of them is None. Where a class is absent from
           the labels torchmetrics takes the mean of the others instead, and scikit-learn has none.
+        - `calibration_error`: see :func:`~cifar_ray.evaluation.calibration.calibration_error`.
         - `f1_macro`: mean of the `f1` of the classes that are in the labels or predicted, as in scikit-learn.
     """
     num_classes = probabilities.shape[1]
@@ -82,6 +84,7 @@ def split_quality(probabilities: np.ndarray, labels: np.ndarray, classes: list[R
     row["log_loss"] = float(log_loss(labels, normalised, labels=names)) if finite else None
     row["auc_macro_ovr"] = None if None in areas else float(np.mean(areas))
     row["f1_macro"] = float(np.mean([row["f1"] for row in classes if row["f1"] is not None]))
+    row["calibration_error"] = calibration_error(probabilities, labels)
     return row
 
 

@@ -38,6 +38,9 @@ def save_model(folder: Path, weights: bytes, config: TrialConfig, card: Card) ->
 def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Classifier:
     """Return a saved model in eval mode; it takes uint8 images (B, C, H, W) and gives logits (B, num_classes).
 
+    They are those that it was trained to give: whoever wants the probabilities that `predict` prints divides them by
+    the card's temperature before the softmax, see :func:`~cifar_ray.results.config_json.temperature_of`.
+
     Raises:
         InputError: the folder is no saved model, or its weights do not fit its configuration.
     """

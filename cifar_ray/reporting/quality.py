@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from cifar_ray.reporting.parts import SPLITS, Section, Table, difference_text, score_text
 from cifar_ray.results.recorded_run import Records
-from cifar_ray.text import counted, thousands
+from cifar_ray.results.records import CALIBRATION_BINS
+from cifar_ray.text import counted, decimals, thousands
 
 SCORES = {
     "accuracy": "accuracy %",
@@ -36,13 +37,19 @@ def quality(records: Records) -> Section:
     seeds = sorted({len(one.models) for one in records.summaries if one.models})
     of_seeds = " to ".join(dict.fromkeys((str(seeds[0]), counted(seeds[-1], "seed"))))
     of_seeds = counted(seeds[0], "seed") if len(seeds) == 1 else of_seeds
-    said = [f"Means over {of_seeds}, on {images} images" + ", training images as they are" * ("train" in splits) + "."]
+    said = [
+        f"Means over {of_seeds}, on {images} images"
+        + ", training images as they are, without augmentation" * ("train" in splits)
+        + "."
+    ]
     if tables["auc_macro_ovr"].rows:
         said.append("AUC and F1 are means over classes (AUC one-vs-rest).")
     elif tables["f1_macro"].rows:
         said.append("F1 is the mean over classes.")
     said += ["gap: train - test, what a model has learned by heart."] if _has_gap(splits) else []
     section.text.append(" ".join(said))
+    if calibration := _calibration(records):
+        section.tables.append(calibration)
     marks = [mark for table in section.tables for of_row in table.marks.values() for mark in of_row]
     if "tie" in marks:
         section.text.append(
@@ -71,6 +78,22 @@ def _scores(records: Records, column: str, name: str, splits: Sequence[str]) -> 
         cells = [score_text(value, metric) for value in values.values()]
         table.rows.append([one.config, *cells, *[gap] * _has_gap(splits)])
     return table
+
+
+def _calibration(records: Records) -> Table | None:
+    """How far probabilities are from how often they are right, as the model gives them and as `predict` scales them."""
+    rows = []
+    for one in records.summaries:
+        columns = ("calibration_error", "scaled_calibration_error", "temperature")
+        error, mended, temperature = (records.mean_quality(one.config, "test", column) for column in columns)
+        if error is not None:
+            rows.append([one.config, score_text(error), score_text(mended), decimals(temperature, 2)])
+    note = (
+        f"Expected calibration error on test images, in percentage points, in {CALIBRATION_BINS} bins of equal width; "
+        "scaled: after division of the logits by a temperature that was chosen on validation, as predict does it. It "
+        "changes no accuracy and no rank, and all else in this report is without it."
+    )
+    return Table(["calibration error", "as trained", "scaled", "temperature"], rows, note) if rows else None
 
 
 def _ties(records: Records, best: str | None, config: str, column: str) -> bool:

@@ -321,7 +321,28 @@ def _confident_mistakes(records: Records) -> tuple[int, int] | None:
     return (num_confident, int(wrong.sum())) if wrong.any() else None
 
 
-CLASSES = (worst_class, rare_class, confused_pair, confident_mistakes)
+def calibration(records: Records) -> str | None:
+    """Whether the best model is as often right as its probabilities say, before and after its temperature."""
+    best = _best(records)
+    rows = [row for row in records.quality if best and row["model"] == best.best_model and row["split"] == "test"]
+    if not rows or rows[0].get("calibration_error") is None:
+        return None
+    error, mended, temperature = (rows[0].get(name) for name in CALIBRATION)
+    said = f"Its probabilities are off by {score_text(error)} points on average (expected calibration error)"
+    value = decimals(temperature, 2)
+    if mended is None or temperature is None or round(temperature, 2) == 1:
+        return f"{said}."
+    sure = "too sure" if temperature > 1 else "not sure enough"
+    return (
+        f"{said}. On validation it is {sure}: with the temperature of {value} that mends this there, as "
+        f"predict uses it, they are off by {score_text(mended)} points on test."
+    )
+
+
+CALIBRATION = ("calibration_error", "scaled_calibration_error", "temperature")
+"""Columns of quality.csv."""
+
+CLASSES = (worst_class, rare_class, confused_pair, confident_mistakes, calibration)
 
 
 # What the numbers cannot tell.

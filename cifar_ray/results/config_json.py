@@ -6,6 +6,7 @@ Whoever reads one does it here; what else a saved model is stands in `models.sav
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ CARD = "config.json"
 
 Card = dict[str, Any]
 """All of a card but its `config`: `class_names` and `resize` (`channels`, `image_size`, `rule`), without which no model
-can be built, and what a training adds, see `driver.finals.model_card`."""
+can be built, and what a training adds, see `driver.finals.model_card`; the evaluation adds `temperature`, which see
+:func:`temperature_of`."""
 
 TO_TRAIN_AGAIN = ("config_name", "data", "max_epochs", "metric", "resize", "training_seed")
 """What of a card says how the same model is trained again."""
@@ -50,6 +52,20 @@ def read_card(folder: Path) -> tuple[TrialConfig, Card]:
     if not isinstance(values, dict) or "config" not in values:
         raise not_a_model(folder, f"its {CARD} has no `config`")
     return trial_config(values.pop("config"), str(folder)), values
+
+
+def temperature_of(card: Card) -> float:
+    """What the logits of a model are divided by before their softmax, so that its probabilities hold on new images.
+
+    Chosen on validation; 1 where the card has none, as in models of older versions.
+
+    Raises:
+        InputError: it is no number above 0.
+    """
+    value = card.get("temperature", 1.0)
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise InputError(f"{CARD}: `temperature` must be a number above 0, not {value!r:.50}: mend it, or leave it out")
+    return float(value)
 
 
 def read_config(path: Path) -> tuple[TrialConfig, Card | None]:

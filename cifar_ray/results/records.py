@@ -41,6 +41,7 @@ LATENCY_COLUMNS = (
 )
 QUALITY_COLUMNS = (
     "model", "config", "split", "n", "accuracy", "top5_accuracy", "log_loss", "auc_macro_ovr", "f1_macro",
+    "calibration_error", "scaled_calibration_error", "temperature",
 )
 CLASSES_COLUMNS = ("model", "config", "split", "class", "n", "auc_ovr", "precision", "recall", "f1")
 ROBUSTNESS_COLUMNS = ("model", "config", "family", "corruption", "severity", "n", "accuracy")
@@ -65,6 +66,9 @@ TEXT_COLUMNS = frozenset({
 
 SPLITS = ("test", "val", "train")
 """What final models are scored on. Of `train` it may be a sample."""
+
+CALIBRATION_BINS = 15
+"""Of equal width: what the expected calibration error groups images into by their highest probability."""
 
 CLEAN = "none"
 """The corruption of images that are as they were; its severity is 0."""

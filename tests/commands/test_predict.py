@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from cifar_ray.errors import InputError
 from cifar_ray.models.classifier import build_model
 from cifar_ray.models.saved import load_model, pack_weights, save_model
 from cifar_ray.predict import BATCH_SIZE, MIN_COLUMNS, Table, classify, find_images, json_row
+from cifar_ray.results.config_json import read_card, write_card
 from cifar_ray.training.loop import eval_model
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -73,6 +75,32 @@ def test_probabilities_are_those_of_the_evaluation(model: Path, tmp_path: Path, 
     assert [one["probability"] for one in found] == [max(one["probabilities"].values()) for one in found]
 
 
+def test_a_model_is_as_sure_as_its_temperature_says(model: Path, tmp_path: Path, run_command: Command) -> None:
+    warm = tmp_path / "warm"
+    shutil.copytree(model, warm)
+    config, card = read_card(model)
+    write_card(warm, config, card | {"temperature": 3.0})
+    names = [f"{number}.png" for number in range(5)]
+    pixels = np.stack([noise(tmp_path / "photos" / name) for name in names])
+    logits = eval_model(load_model(warm), torch.tensor(pixels).permute(0, 3, 1, 2))
+    torch.testing.assert_close(logits, eval_model(load_model(model), torch.tensor(pixels).permute(0, 3, 1, 2)))
+    done = run_command("predict", str(warm), "photos", "--json", "--at-least", "40%")
+    found, expected = objects(done.stdout), (logits / 3).softmax(1).numpy()
+    np.testing.assert_allclose([list(one["probabilities"].values()) for one in found], expected, atol=1e-6)
+    assert [one["abstains"] for one in found] == [bool(highest < 0.4) for highest in expected.max(1)]
+    assert (
+        all((one["class"] is None) == one["abstains"] for one in found) and len({row["abstains"] for row in found}) == 2
+    )
+    assert [one["probability"] for one in found] == pytest.approx(expected.max(1), abs=1e-6)
+
+
+def test_a_row_says_where_the_model_abstains() -> None:
+    table = Table([Path("a.png")], ["cat", "dog"], None, at_least=0.95)
+    assert table.header == "image  class              runners-up"
+    assert table.row(Path("a.png"), [0.05, 0.95]) == "a.png  dog        95.0 %  cat 5.0 %"
+    assert table.row(Path("a.png"), [0.06, 0.94]) == "a.png  not sure   94.0 %  dog 94.0 %, cat 6.0 %"
+
+
 def test_images_of_any_size_and_mode_in_a_table(model: Path, tmp_path: Path, run_command: Command) -> None:
     files = ["wide.png", "tall.jpg", "small.gif", "gray.png", f"{'folder ' * 20}/cmyk.jpg", "no suffix"]
     sizes = [(300, 40), (40, 300), (3, 5), (9, 9), (50, 50)]
@@ -115,6 +143,7 @@ def test_nothing_but_bad_images(model: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["MODEL"], "the following arguments are required: IMAGE (see --help)"),
+        (["MODEL", "good.png", "--at-least", "95"], "--at-least: must be a probability such as 95% or 0.95, not '95'"),
         (["MODEL", "good.png", "--yaml"], "unrecognized arguments: --yaml (see --help)"),
         (["nowhere", "good.png"], "nowhere: not a saved model: give a folder such as runs/NAME/best"),
         (["full", "good.png"], "full: not a saved model: give a folder such as runs/NAME/best"),

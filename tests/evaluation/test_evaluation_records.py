@@ -12,12 +12,13 @@ from cifar_ray.config import TrialConfig
 from cifar_ray.data.decode import Images
 from cifar_ray.data.stratified import stratified_split
 from cifar_ray.evaluation import evaluate as module
+from cifar_ray.evaluation.calibration import calibration_error, fit_temperature, scaled
 from cifar_ray.evaluation.evaluate import Group, evaluate
 from cifar_ray.evaluation.quality import class_quality, split_quality
 from cifar_ray.evaluation.robustness import corrupt
 from cifar_ray.models.classifier import build_model
 from cifar_ray.models.saved import load_model, pack_weights, save_model
-from cifar_ray.results.config_json import IN_RESULTS
+from cifar_ray.results.config_json import IN_RESULTS, read_card
 from cifar_ray.results.examples import find_examples
 from cifar_ray.results.ranking import summarise
 from cifar_ray.results.records import (
@@ -82,6 +83,19 @@ def evaluated(hardware: Any, tmp_path_factory: pytest.TempPathFactory) -> Evalua
     return Evaluated(folder, groups, rows, told)
 
 
+def load_card(folder: RunFolder, model: str) -> dict[str, Any]:
+    return read_card(folder.model(model))[1]
+
+
+def test_the_temperature_is_chosen_on_validation_and_stands_in_the_card(evaluated: Evaluated) -> None:
+    folder = evaluated.folder
+    kept = read_predictions(folder.predictions("val"))
+    for name in NAMES[:2]:
+        expected = fit_temperature(kept[name], kept["labels"])
+        assert load_card(folder, name)["temperature"] == pytest.approx(expected)
+    assert "temperature" not in load_card(folder, NAMES[2])  # no validation images are known of it
+
+
 def test_every_model_is_scored_on_the_splits_of_its_group(evaluated: Evaluated) -> None:
     for name, models in (("test", NAMES), ("val", NAMES[:2])):
         kept = read_predictions(evaluated.folder.predictions(name))
@@ -113,7 +127,10 @@ def test_the_quality_of_every_model_and_split_is_that_of_the_kept_predictions(ev
         kept = read_predictions(folder.predictions(row["split"]))
         of_classes = class_quality(kept[row["model"]], kept["labels"])
         which = {"model": row["model"], "config": row["model"].split("-")[0], "split": row["split"]}
-        assert row == which | split_quality(kept[row["model"]], kept["labels"], of_classes)
+        temperature = load_card(folder, row["model"]).get("temperature", 1)
+        mended = calibration_error(scaled(kept[row["model"]], temperature), kept["labels"])
+        told = {"scaled_calibration_error": pytest.approx(mended, abs=1e-12), "temperature": pytest.approx(temperature)}
+        assert row == which | split_quality(kept[row["model"]], kept["labels"], of_classes) | told
         assert [each for each in classes if which.items() <= each.items()] == [which | each for each in of_classes]
     results = {row["model"]: row for row in read_csv(folder.results_csv)}
     for row in quality:

@@ -16,6 +16,7 @@ from cifar_ray.reporting import reflection
 from cifar_ray.results.recorded_run import Records
 from cifar_ray.results.records import (
     HISTORY_COLUMNS,
+    QUALITY_COLUMNS,
     RESULTS_COLUMNS,
     Row,
     RunFolder,
@@ -87,7 +88,7 @@ def set_quality(config: str, split: str, **values: Any) -> Change:
     def change(folder: RunFolder) -> None:
         path = folder.quality_csv
         rows = [row | values if (row["config"], row["split"]) == (config, split) else row for row in read_csv(path)]
-        write_csv(path, list(rows[0]), rows)
+        write_csv(path, QUALITY_COLUMNS, rows)
 
     return change
 
@@ -227,6 +228,15 @@ CASES = [
     (reflection.confused_pair, ONE_PAIR, "9 of", set_mistakes([(0, 5, 3), (0, 3, 3), (0, 2, 3)])),
     (reflection.confident_mistakes, ONE_PAIR, "Of its 14 mistakes, 14 are made with a probability of 90 %",
      NO_PREDICTIONS),
+    (reflection.calibration, set_quality("trial-0013", "test", calibration_error=0.0513, temperature=1.31,
+                                         scaled_calibration_error=0.0124),
+     "off by 5.13 points on average (expected calibration error). On validation it is too sure: with the temperature "
+     "of 1.31 that mends this there, as predict uses it, they are off by 1.24 points on test.", NO_QUALITY),
+    (reflection.calibration, set_quality("trial-0013", "test", calibration_error=0.05, temperature=0.8,
+                                         scaled_calibration_error=0.01), "it is not sure enough", as_it_is),
+    (reflection.calibration, set_quality("trial-0013", "test", calibration_error=0.05, temperature=1,
+                                         scaled_calibration_error=0.05), "off by 5.00 points on average (expected "
+     "calibration error).", set_quality("trial-0013", "val", calibration_error=0.05)),
     (reflection.images_in_two_splits, set_data(num_test_copies=34), "34 of 500 test images are", as_it_is),
     (reflection.read_before, set_run(test_readings={"readings": 7, "runs": 3}), "read 7 times in 3 runs", as_it_is),
     (reflection.read_before, set_run(test_readings={"readings": 2, "runs": 1}), "read 2 times in 1 run:",

@@ -200,6 +200,17 @@ def test_an_evaluation_knows_the_classes_of_the_test_split_alone(tmp_path: Path)
     assert "times" not in data(Records(folder)).tables[0].note  # 1.0 times
 
 
+def test_calibration_stands_beside_the_temperature_that_mends_it(run: RunFolder, tmp_path: Path) -> None:
+    assert not [table for table in quality(Records(run)).tables if table.columns[0] == "calibration error"]
+    shutil.copytree(run.root, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    measured = {"calibration_error": 0.05, "scaled_calibration_error": 0.0125, "temperature": 1.5}
+    rows = [row | measured if row["config"] == "trial-0012" else row for row in read_csv(folder.quality_csv)]
+    write_csv(folder.quality_csv, QUALITY_COLUMNS, rows)
+    table = quality(Records(folder)).tables[-1]
+    assert table.rows == [["trial-0012", "5.00", "1.25", "1.50"]] and "15 bins of equal width" in table.note
+
+
 def test_an_evaluation_speaks_of_no_other_split_than_test(run: RunFolder, tmp_path: Path) -> None:
     shutil.copytree(run.root, tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
