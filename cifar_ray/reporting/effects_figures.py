@@ -16,10 +16,11 @@ from cifar_ray.results.records import Row
 BETTER, WORSE, OPEN = COLOURS[0], COLOURS[1], "#777777"
 BASE = "#777777"
 TICKS = (
+    (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0),
     (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0),
     (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 2.5, 3.0),
 )
-"""Of an axis of ratios: of a long one, and of a short one."""
+"""Of an axis of ratios: of one of many decades, a long one, and a short one; the first that has three on it."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def forest_figure(
     axes.spines["left"].set_visible(False)
     if log:
         ticks = next(
-            (shown for of in TICKS if len(shown := _within(of, left, right)) > 2), _within(TICKS[1], left, right)
+            (shown for of in TICKS if len(shown := _within(of, left, right)) > 2), _within(TICKS[-1], left, right)
         )
         axes.set_xticks([math.log(tick) for tick in ticks], [f"{tick:g}" for tick in ticks])
     axes.set_xlabel(what)

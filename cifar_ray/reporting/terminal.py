@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from cifar_ray.reporting.parts import difference_text, score_text
+from cifar_ray.results.ablation import BASE
 from cifar_ray.results.effects import is_effect
 from cifar_ray.results.ranking import ConfigSummary, best_value
 from cifar_ray.results.recorded_run import Records
@@ -44,16 +45,17 @@ def effects_table(runs: Sequence[Row], effects: Sequence[Row], metric: str) -> s
     """What each level of an ablation did to the test metric, as a plain-text table of at most 80 columns."""
     name = "acc %" if metric == "accuracy" else METRIC_NAMES[metric]
     rows = [["seeds", "arm", f"test {name}", "difference", "95 % interval", ""]]
-    base = [run["test_metric"] for run in runs if run["control"] is None and run["test_metric"] is not None]
+    base = [run["test_metric"] for run in runs if run["arm"] == BASE and run["test_metric"] is not None]
     if base:
-        rows.append([str(len(base)), "base", score_text(fmean(base), metric), "", "", ""])
+        rows.append([str(len(base)), BASE, score_text(fmean(base), metric), "", "", ""])
     for one in effects:
         if one["outcome"] != "test_metric":
             continue
-        cells = [score_text(one["mean"], metric), "-", str(one["reason"] or ""), ""]
+        difference, interval = "-", textwrap.shorten(str(one["reason"] or ""), 24, placeholder=" …")
         if one["low"] is not None:
-            low, high = (difference_text(one[bound], metric) for bound in ("low", "high"))
-            cells[1:] = [difference_text(one["difference"], metric), f"{low} to {high}", "*" if is_effect(one) else ""]
+            difference = difference_text(one["difference"], metric)
+            interval = " to ".join(difference_text(one[bound], metric) for bound in ("low", "high"))
+        cells = [score_text(one["mean"], metric), difference, interval, "*" if is_effect(one) else ""]
         rows.append([str(one["n"]), one["arm"], *cells])
     notes = "*: told from its control, the base or for early stopping the full training; the intervals hold together"
     return "\n".join([_text_table(rows), *textwrap.wrap(notes, 80)])

@@ -18,6 +18,8 @@ from cifar_ray.reporting.effects import effects, effects_headline
 from cifar_ray.reporting.effects_figures import ForestRow, forest_figure
 from cifar_ray.reporting.experiment import Experiment
 from cifar_ray.reporting.render import build_report, sections_of
+from cifar_ray.reporting.terminal import table_of
+from cifar_ray.results.effects import is_effect
 from cifar_ray.results.recorded_run import Records
 from cifar_ray.results.records import EFFECTS_COLUMNS, RUNS_COLUMNS, SWEEP_COLUMNS, Row, RunFolder, write_csv
 
@@ -462,6 +464,18 @@ def ablation(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     folder = make_ablation(tmp_path_factory.mktemp("runs") / "ablation")
     build_report(folder.root)
     return folder
+
+
+def test_the_terminal_has_a_row_for_each_arm_in_80_columns(ablation: RunFolder) -> None:
+    records = Records(ablation)
+    table = table_of(records)
+    assert table is not None
+    lines = table.splitlines()
+    assert max(map(len, lines)) <= 80
+    told = {row["arm"] for row in records.effects if row["outcome"] == "test_metric" and is_effect(row)}
+    assert told and sum(line.endswith("*") for line in lines) == len(told)
+    assert sum("seeds diverged" in line for line in lines) == 1
+    assert len(lines) == 1 + len([arm for arm in records.design["arms"] if arm["name"] != "base, own rate"]) + 2
 
 
 def test_report_of_an_ablation_begins_with_its_effects_and_leaves_out_noise(ablation: RunFolder) -> None:
