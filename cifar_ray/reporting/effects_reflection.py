@@ -20,7 +20,7 @@ from cifar_ray.reporting.effects_words import (
     size,
 )
 from cifar_ray.reporting.experiment import EARLY_STOPPING, PRIMARY, VALIDATION, Experiment
-from cifar_ray.results.effects import is_effect
+from cifar_ray.results.effects import ALIKE, is_effect
 from cifar_ray.results.records import Row
 from cifar_ray.text import counted
 
@@ -128,16 +128,24 @@ def open_yet(x: Experiment) -> str | None:
 
 
 def stopping(x: Experiment) -> str | None:
-    """Whether ending early pays: the patience that saves most without a loss that can be told, or that none does."""
-    arms = [(arm, row) for arm, row in x.effects(VALIDATION, x.arms_of(EARLY_STOPPING)) if row.get("low") is not None]
-    saved = {str(arm["name"]): 1 - kept[0] / kept[1] for arm, _ in arms if (kept := epochs_saved(x, arm))}
-    free = [(arm, row) for arm, row in arms if not is_effect(row) and saved.get(str(arm["name"]), 0.0) > 0]
+    """Whether ending early pays: a patience that loses nothing, or the least by its interval, or that none does."""
+    pairs = x.effects(VALIDATION, x.arms_of(EARLY_STOPPING))
+    saved = {str(arm["name"]): 1 - kept[0] / kept[1] for arm, _ in pairs if (kept := epochs_saved(x, arm))}
+    pays = [(arm, row) for arm, row in pairs if saved.get(str(arm["name"]), 0.0) > 0]
+
+    def saves(arm: Row) -> str:
+        share = f"{100 * saved[str(arm['name'])]:.0f} %"
+        return f"Early stopping with a patience of {arm['level']} saves {share} of the epochs, and "
+
+    same = [arm for arm, row in pays if row.get("reason") == ALIKE]
+    if same:
+        arm = max(same, key=lambda one: saved[str(one["name"])])
+        return f"{saves(arm)}keeps the weights that the full training keeps with every seed."
+    arms = [(arm, row) for arm, row in pairs if row.get("low") is not None]
+    free = [(arm, row) for arm, row in pays if row.get("low") is not None and not is_effect(row)]
     if free:
-        arm, row = max(free, key=lambda one: saved[str(one[0]["name"])])
-        return (
-            f"Early stopping with a patience of {arm['level']} saves {100 * saved[str(arm['name'])]:.0f} % of the "
-            f"epochs, and loses {size(x, row['low'])} of validation {metric_name(x)} at most by its interval."
-        )
+        arm, row = max(free, key=lambda one: one[1]["low"])
+        return f"{saves(arm)}loses {size(x, row['low'])} of validation {metric_name(x)} at most by its interval."
     if arms and all(is_effect(row) and row["difference"] < 0 for _, row in arms):
         losses = ", ".join(f"{arm['level']}: {points(x, row['difference'])}" for arm, row in arms)
         return f"Early stopping loses validation {metric_name(x)} at every patience that was tried ({losses})."

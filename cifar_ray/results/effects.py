@@ -22,6 +22,9 @@ from cifar_ray.results.simultaneous import (
 INTERACTION = "interaction: "
 """Before the outcome of a cell of a grid less the two single effects."""
 
+ALIKE = "no seed differs from its control"
+"""Why there is no interval of a patience that kept what the full training did."""
+
 CROSSED = ("test_metric", "val_metric")
 """Outcomes that have interactions."""
 
@@ -226,7 +229,7 @@ def _compare_each_with_its_training(values: Values, rows: Sequence[Row], control
     for row in rows:
         name = row["arm"]
         if row["reason"] is None and name not in variances:
-            row["reason"] = "no seed differs from its control"
+            row["reason"] = ALIKE
         elif row["reason"] is None and typical <= 1e-24:
             row["reason"] = "the same difference with all seeds"
         elif row["reason"] is None:

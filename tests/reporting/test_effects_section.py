@@ -19,7 +19,7 @@ from cifar_ray.reporting.effects_figures import ForestRow, forest_figure
 from cifar_ray.reporting.experiment import Experiment
 from cifar_ray.reporting.render import build_report, sections_of
 from cifar_ray.reporting.terminal import table_of
-from cifar_ray.results.effects import is_effect
+from cifar_ray.results.effects import ALIKE, is_effect
 from cifar_ray.results.recorded_run import Records
 from cifar_ray.results.records import EFFECTS_COLUMNS, RUNS_COLUMNS, SWEEP_COLUMNS, Row, RunFolder, write_csv
 
@@ -374,7 +374,12 @@ def test_what_is_cheaper_and_cannot_be_told_apart_may_replace(made: Made) -> Non
 
 
 @pytest.mark.parametrize(
-    ("row", "told"), [(OPEN, "saves 60 % of the epochs, and loses 0.95 points"), (WORSE, "at every patience")]
+    ("row", "told"),
+    [
+        (OPEN, "saves 60 % of the epochs, and loses 0.95 points"),
+        (WORSE, "at every patience"),
+        ({"reason": ALIKE}, "saves 60 % of the epochs, and keeps the weights that the full training keeps"),
+    ],
 )
 def test_whether_early_stopping_pays(made: Made, row: Row, told: str) -> None:
     assert effects_reflection.stopping(made.read()) is None
