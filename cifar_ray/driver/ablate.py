@@ -67,6 +67,9 @@ BASE_SEEDS = 2
 SWEEP_SEEDS = 3
 """Seeds of each learning rate of a sweep; others than those that the arms are trained with."""
 
+OVERHEAD_S = 0.8
+"""Seconds of a training beside its epochs, as measured on a machine of two cores: hundreds of short ones add up."""
+
 TIMED_FACTORS = ("kernel-size", "image-size", "finetune", "head", "norm")
 """Factors whose levels may train much slower than the base: for the estimate those are timed too."""
 
@@ -140,7 +143,8 @@ def _ablate(
             own = _sweep(run, console, workers, storage, splits, shared, asked)
             console.line(f"sweep       own learning rates found in {duration(run.next_phase('finals'))}")
         arms = [*design.arms, *arms_at_own_rates(design, own)]
-        write_json(run.folder.design_json, _recorded_design(run, design, arms))
+        base_name = saved[0].name if saved else settings.preset[0]
+        write_json(run.folder.design_json, _recorded_design(settings, base_name, design, arms))
         models = _models(settings, arms)
         rows += finish(run, console, workers, storage, data, shared, models, scores_only=True, splits=splits)
         _write_effects(run.folder)
@@ -228,9 +232,7 @@ def _swept(folder: RunFolder, arm: str, lr: float, model: FinalModel) -> Row:
     return row
 
 
-def _recorded_design(run: Run[AblateSettings], design: Design, arms: Sequence[Arm]) -> dict[str, Any]:
-    settings = run.settings
-    name = next(iter([*settings.preset, *(path.stem for path in settings.config)]))
+def _recorded_design(settings: AblateSettings, base_name: str, design: Design, arms: Sequence[Arm]) -> dict[str, Any]:
     return {
         "metric": settings.metric,
         "max_epochs": settings.max_epochs,
@@ -238,7 +240,7 @@ def _recorded_design(run: Run[AblateSettings], design: Design, arms: Sequence[Ar
         "base_seeds": BASE_SEEDS * settings.seeds,
         "resplit": settings.resplit,
         "base": design.base.to_dict(),
-        "base_name": name,
+        "base_name": base_name,
         "factors": [
             {
                 "name": factor.name,
@@ -274,7 +276,9 @@ def _write_hparams(folder: RunFolder, design: Row, rows: Sequence[Row]) -> None:
     records: dict[str, Row] = {}
     for row in rows:
         arm = arms[row["config"]]
-        chosen = arm["cells"] or ({arm["factor"]: arm["level"]} if arm["factor"] else {})
+        chosen = arm["cells"] or _own_level(arm)
+        if arm["patience"] is not None:
+            chosen |= _own_level(arms[arm["control"]])
         records[row["model"]] = {
             "params": {**base, **chosen, "learning rate": arm["lr"]},
             "state": State.FAILED if row["failure"] else State.COMPLETE,
@@ -285,6 +289,10 @@ def _write_hparams(folder: RunFolder, design: Row, rows: Sequence[Row]) -> None:
         }
     rates = [arm["lr"] for arm in design["arms"]]
     write_sessions(folder, {**levels, "learning rate": (min(rates), max(rates))}, records)
+
+
+def _own_level(arm: Row) -> dict[str, str]:
+    return {arm["factor"]: arm["level"]} if arm["factor"] else {}
 
 
 def _show_design(console: Console, design: Design, settings: AblateSettings) -> None:
@@ -320,4 +328,5 @@ def _estimate(
     at_own_rates = [sweep.arm for sweep in asked[1:]]
     extra = [arms[0]] * (BASE_SEEDS - 1)
     trained = [speeds[arm.name] for arm in [*arms, *extra, *at_own_rates] for _ in range(settings.seeds)]
-    return work.finals_s(swept) + work.finals_s(trained) + work.evaluation_s(trained)
+    overhead_s = OVERHEAD_S * len([*swept, *trained]) / work.slots
+    return work.finals_s(swept) + work.finals_s(trained) + overhead_s + work.evaluation_s(trained)

@@ -20,7 +20,6 @@ from cifar_ray.reporting.effects_figures import (
 )
 from cifar_ray.reporting.effects_words import base_level, difference_cell, metric_name
 from cifar_ray.reporting.experiment import (
-    EARLY_STOPPING,
     EPOCHS,
     GAP,
     GRADIENT,
@@ -33,6 +32,7 @@ from cifar_ray.reporting.experiment import (
 )
 from cifar_ray.reporting.figures import png
 from cifar_ray.reporting.parts import Image, Section, Table, difference_text, score_text
+from cifar_ray.results.ablation import EARLY_STOPPING
 from cifar_ray.results.recorded_run import Records
 from cifar_ray.results.records import Row
 from cifar_ray.text import decimals, short

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cifar_ray.reporting.effects_words import and_list, base_level, bounds, level_at_rate, metric_name, size
-from cifar_ray.reporting.experiment import EARLY_STOPPING, PRIMARY, Experiment
+from cifar_ray.reporting.experiment import PRIMARY, Experiment
 from cifar_ray.reporting.parts import with_unit
+from cifar_ray.results.ablation import EARLY_STOPPING
 from cifar_ray.results.effects import is_effect, seed_correlation
 from cifar_ray.results.records import Row
 from cifar_ray.text import counted, short

@@ -19,7 +19,8 @@ from cifar_ray.reporting.effects_words import (
     points,
     size,
 )
-from cifar_ray.reporting.experiment import EARLY_STOPPING, PRIMARY, VALIDATION, Experiment
+from cifar_ray.reporting.experiment import PRIMARY, VALIDATION, Experiment
+from cifar_ray.results.ablation import EARLY_STOPPING
 from cifar_ray.results.effects import ALIKE, is_effect
 from cifar_ray.results.records import Row
 from cifar_ray.text import counted

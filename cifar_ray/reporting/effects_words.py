@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from cifar_ray.reporting.experiment import (
-    EARLY_STOPPING,
     EPOCHS,
     GAP,
     GRADIENT,
@@ -24,8 +23,10 @@ from cifar_ray.reporting.experiment import (
 )
 from cifar_ray.reporting.parts import difference_text
 from cifar_ray.reporting.verdict import times
+from cifar_ray.results.ablation import EARLY_STOPPING
 from cifar_ray.results.effects import is_effect
 from cifar_ray.results.records import Row
+from cifar_ray.results.simultaneous import MAX_SEEDS
 from cifar_ray.results.statistics import METRIC_NAMES
 from cifar_ray.text import counted, decimals, short
 
@@ -37,8 +38,6 @@ OTHER_SIZE = 0.02
 """The same of the number of parameters, which is exact."""
 BARE = ("none", "true", "false", "True", "False", "on", "off")
 """Levels that need the name of their factor before them."""
-MAX_SEEDS = 1000
-"""What `seeds_needed` is capped at."""
 
 
 # Pieces of sentences.

@@ -7,15 +7,10 @@ import re
 from collections.abc import Iterable
 from statistics import fmean, stdev
 
+from cifar_ray.results.ablation import TARGET
 from cifar_ray.results.effects import is_effect
 from cifar_ray.results.recorded_run import Records
 from cifar_ray.results.records import Row
-
-TARGET_SHARE = 0.98
-"""Of the base's mean best validation metric: the target that convergence is measured to."""
-
-EARLY_STOPPING = "early-stopping"
-"""The factor whose arms are not trained: they are what a full training would have kept."""
 
 PRIMARY, VALIDATION, GAP = "test_metric", "val_metric", "gap"
 EPOCHS, LOSS_AREA = "epochs_to_target", "loss_area"
@@ -111,7 +106,7 @@ class Experiment:
     def target(self) -> float | None:
         """The validation metric that counts as converged."""
         best = self.mean(self.base, VALIDATION) if self.base else None
-        return None if best is None else TARGET_SHARE * best
+        return None if best is None else TARGET * best
 
     def schedule(self, arm: Row) -> str | None:
         """The name of an arm's learning-rate schedule."""

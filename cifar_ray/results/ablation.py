@@ -13,6 +13,9 @@ from cifar_ray.results.records import RUNS_COLUMNS, Row
 BASE = "base"
 """The arm that the others differ from by one choice."""
 
+EARLY_STOPPING = "early-stopping"
+"""The factor whose arms are not trained: they are what a full training would have kept, had a patience ended it."""
+
 TARGET = 0.98
 """Share of the base's mean best validation metric that a training is to reach."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cifar_ray.results.ablation import BASE
+from cifar_ray.results.ablation import BASE, EARLY_STOPPING
 from cifar_ray.results.outcomes import CONVERGENCE, COST, PERFORMANCE, STABILITY, Values, mean_of
 from cifar_ray.results.records import Row
 from cifar_ray.results.simultaneous import (
@@ -90,7 +90,7 @@ def seed_correlation(
     of_arm: dict[str, dict[int, float]] = {}
     lacking = set()
     for run in runs:
-        if arms is None and run["factor"] == "early-stopping":
+        if arms is None and run["factor"] == EARLY_STOPPING:
             continue
         if run.get(outcome) is None:
             lacking.add(run["arm"])

@@ -13,11 +13,9 @@ from typing import Any
 
 from cifar_ray.config import Task, TrialConfig
 from cifar_ray.errors import InputError
+from cifar_ray.results.ablation import BASE, EARLY_STOPPING
 from cifar_ray.results.records import folder_name
-from cifar_ray.search.factors import EARLY_STOPPING, STANDARD, Factor, LeftOut, idle, read_factor, reason_of, with_level
-
-BASE = "base"
-"""Name of the arm that is the base itself."""
+from cifar_ray.search.factors import STANDARD, Factor, LeftOut, idle, read_factor, reason_of, with_level
 
 MULTIPLES = (1 / 3, 1.0, 3.0)
 """Learning rates that a level is tried at before it is given one of its own, as multiples of its usual one."""

@@ -13,8 +13,8 @@ from typing import Any
 
 from cifar_ray.config import CNNConfig, OptimizerConfig, ResNetConfig, Task, TrialConfig, from_text, trial_config
 from cifar_ray.errors import InputError
+from cifar_ray.results.ablation import EARLY_STOPPING
 
-EARLY_STOPPING = "early-stopping"
 PATIENCES = (3, 5, 10)
 """Levels of early stopping, in epochs. They are not trained: see `loop.Experiment.kept_patiences`."""
 

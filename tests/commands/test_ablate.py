@@ -119,15 +119,24 @@ def test_every_arm_has_its_effects_and_the_report_and_terminal_tell_them(run: An
     assert read_csv(folder.robustness_csv) == []
 
 
+def _session(folder: Path) -> Any:
+    """The parameters of a training in the HParams tab."""
+    events = EventAccumulator(str(folder)).Reload()
+    content = events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+    return metadata.parse_session_start_info_plugin_data(content).hparams
+
+
 @share_a_run
 def test_tensorboard_shows_the_trainings_by_factor(run: Any) -> None:
     folder, _ = run
     for name, factors in (("base-seed0", ("batch", "0.0")), ("norm=none x dropout=0.1-seed1", ("none", "0.1"))):
         events = EventAccumulator(str(folder.model(name))).Reload()
         assert events.Scalars("accuracy/val") and events.Scalars("trial/best_val_metric")
-        content = events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
-        started = metadata.parse_session_start_info_plugin_data(content).hparams
+        started = _session(folder.model(name))
         assert (started["norm"].string_value, started["dropout"].string_value) == factors
+        assert started["lr-schedule"].string_value == "one_cycle"
+    stopped = _session(folder.model("early-stopping=1-seed0"))
+    assert (stopped["early-stopping"].string_value, stopped["lr-schedule"].string_value) == ("1", "constant")
 
 
 @pytest.mark.slow
@@ -143,7 +152,9 @@ def test_a_killed_ablation_goes_on_with_what_is_missing_and_ends_with_the_same_n
         launcher.wait_for(process, (done / "config.json").exists)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    before = {path: path.stat().st_mtime_ns for path in run.models.glob("*/config.json")}
+    # Not of the cards: the evaluation writes the temperature into them.
+    before = {path: path.stat().st_mtime_ns for path in run.models.glob("*/model.safetensors")}
+    assert before
     resumed = launcher.run("ablate", "--resume", "killed", folder=tmp_path)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
