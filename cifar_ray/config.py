@@ -291,14 +291,19 @@ def with_values(config: TrialConfig, texts: Mapping[str, str], source: str) -> T
     Raises:
         InputError: there is nothing at such a path, or the configuration is not valid with these values.
     """
-    values = config.to_dict()
-    for path, text in texts.items():
-        holder, where = _holder(values, path)
+    return replaced(config, {path: from_text(text) for path, text in texts.items()}, source)
+
+
+def replaced(config: TrialConfig, values: Mapping[str, Any], source: str) -> TrialConfig:
+    """The same with values in place of texts. Raises as :func:`with_values`."""
+    changed = config.to_dict()
+    for path, value in values.items():
+        holder, where = _holder(changed, path)
         key = path.removeprefix(f"{where}/")
         if key not in holder:
             raise InputError(f"{source}: {path}: no such key; {where or 'a configuration'} has {', '.join(holder)}")
-        holder[key] = from_text(text)
-    return trial_config(values, source) if texts else config
+        holder[key] = value
+    return trial_config(changed, source) if values else config
 
 
 def has_value(config: TrialConfig, path: str) -> bool:

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations, product
 from typing import Any
 
-from cifar_ray.config import Task, TrialConfig
+from cifar_ray.config import Task, TrialConfig, replaced
 from cifar_ray.errors import InputError
 from cifar_ray.results.ablation import BASE, EARLY_STOPPING
 from cifar_ray.results.records import folder_name
-from cifar_ray.search.factors import STANDARD, Factor, LeftOut, idle, read_factor, reason_of, with_level
+from cifar_ray.search.factors import STANDARD, Factor, LeftOut, idle, read_factor, reason_of
 
 MULTIPLES = (1 / 3, 1.0, 3.0)
 """Learning rates that a level is tried at before it is given one of its own, as multiples of its usual one."""
@@ -147,7 +147,7 @@ def _arms_of(factor: Factor, base: TrialConfig) -> list[Arm]:
     return [
         Arm(
             f"{factor.name}={_in_a_name(level.name)}",
-            with_level(base, level.values, factor.name),
+            replaced(base, level.values, factor.name),
             factor.name,
             level.name,
             BASE,
@@ -202,7 +202,7 @@ def _cells(base: TrialConfig, factors: Sequence[Factor], names: Sequence[str]) -
                 try:
                     config = base
                     for level in levels:
-                        config = with_level(config, level.values, name)
+                        config = replaced(config, level.values, name)
                 except InputError as error:
                     left_out.append(LeftOut(factor, level_name, reason_of(error)))
                     continue

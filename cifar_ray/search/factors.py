@@ -11,7 +11,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cifar_ray.config import CNNConfig, OptimizerConfig, ResNetConfig, Task, TrialConfig, from_text, trial_config
+from cifar_ray.config import (
+    FINETUNED_STAGES,
+    CNNConfig,
+    OptimizerConfig,
+    ResNetConfig,
+    Task,
+    TrialConfig,
+    from_text,
+    replaced,
+)
 from cifar_ray.errors import InputError
 from cifar_ray.results.ablation import EARLY_STOPPING
 
@@ -58,20 +67,6 @@ class LeftOut:
     factor: str
     level: str
     reason: str
-
-
-def with_level(config: TrialConfig, values: Values, source: str) -> TrialConfig:
-    """Return a configuration with other values. Raises InputError where it cannot have them."""
-    changed = config.to_dict()
-    for path, value in values.items():
-        holder: Any = changed
-        *folders, key = path.split("/")
-        for name in folders:
-            holder = holder[name] if isinstance(holder.get(name), dict) else {}
-        if key not in holder:
-            raise InputError(f"{source}: the base, a {config.family}, has no {path}")
-        holder[key] = value
-    return trial_config(changed, source)
 
 
 # ---- factors ----
@@ -137,7 +132,7 @@ def _kernel_size(name: str, base: TrialConfig, task: Task) -> Level:
     return Level(name, {"model/kernel_sizes": [from_text(name)] * len(base.model.kernel_sizes)})
 
 
-FINETUNE = ("head", "last_stage", "last_two_stages", "all", "gradual")
+FINETUNE = tuple(FINETUNED_STAGES)
 
 
 def _finetune(name: str, base: TrialConfig, task: Task) -> Level:
@@ -258,7 +253,7 @@ def read_factor(text: str, base: TrialConfig, task: Task) -> tuple[Factor, list[
     for level_name in names:
         try:
             level = kind.level(level_name, base, task)
-            config = with_level(base, level.values, f"--vary {name}={level_name}")
+            config = replaced(base, level.values, f"--vary {name}={level_name}")
         except KeyError:
             choices = ", ".join(kind.levels(base, task))
             raise InputError(f"--vary {name}: no level {level_name!r}; take of {choices}") from None
@@ -287,7 +282,7 @@ def _base_level(name: str, kind: _Kind, base: TrialConfig, task: Task) -> str:
         return "none"
     for level_name in kind.levels(base, task):
         try:
-            if with_level(base, kind.level(level_name, base, task).values, name) == base:
+            if replaced(base, kind.level(level_name, base, task).values, name) == base:
                 return level_name
         except InputError:
             continue
@@ -296,9 +291,7 @@ def _base_level(name: str, kind: _Kind, base: TrialConfig, task: Task) -> str:
 
 def _factor_of_path(path: str, wanted: Sequence[str] | None, base: TrialConfig) -> tuple[Factor, list[LeftOut]]:
     values = {} if wanted is None else {text: {path: from_text(text)} for text in wanted}
-    levels = [
-        Level(text, one) for text, one in values.items() if with_level(base, one, f"--vary {path}={text}") != base
-    ]
+    levels = [Level(text, one) for text, one in values.items() if replaced(base, one, f"--vary {path}={text}") != base]
     if not levels:
         raise InputError(f"--vary {path}: give values of which one at least is not the base's, such as {path}=A,B")
     name = path.replace("/", ".")

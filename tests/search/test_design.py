@@ -137,7 +137,7 @@ def test_any_key_can_be_varied_and_commas_in_brackets_do_not_part_levels() -> No
         (["norm=layer"], None, "--vary norm: no level 'layer'; take of none, batch, group, evonorm_s0"),
         (["finetune"], None, "--vary: the base, a cnn, has no finetune; it has norm,"),
         (["model/finetune=all"], None, "--vary: the base, a cnn, has no finetune; it has norm,"),
-        (["model/depth=3"], None, "--vary model/depth=3: the base, a cnn, has no model/depth"),
+        (["model/depth=3"], None, "--vary model/depth=3: model/depth: no such key; model has widths, blocks,"),
         (["model/init"], None, "--vary model/init: give values of which one at least is not the base's"),
         (["model/init=dirac"], None, "--vary model/init: give values of which one at least is not the base's"),
         (["norm=batch"], None, "--vary norm: batch is what the base has; give another level as well"),
