@@ -1,40 +1,39 @@
-"""What to make of a run, as an expert would say it: families against each other, fit, classes, and what to try next.
+"""What to make of a run, as an expert would say it: families against each other, fit, classes, caveats.
 
-A clause is a function from `Records` to a sentence, or to None where the run has not recorded the number that it stands
-on, or that number says nothing of the kind. The bounds that decide are rules of thumb, and stand above the clauses.
+What to try next stands in `advice`; what both look at, in `findings`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean, median, stdev
 
 import numpy as np
 
+from cifar_ray.reporting.advice import NEXT
+from cifar_ray.reporting.findings import (
+    CONFIDENT,
+    WIDE_GAP,
+    Clause,
+    best_of,
+    num_confident_mistakes,
+    overfits,
+    shown,
+    train_and_test,
+    underfits,
+    val_losses,
+)
 from cifar_ray.reporting.mistakes import confusion_counts
 from cifar_ray.reporting.parts import Section, difference_text, score_text, shared_images, with_unit
-from cifar_ray.reporting.robustness import Corrupted, corrupted
+from cifar_ray.reporting.robustness import corrupted
 from cifar_ray.reporting.verdict import times
-from cifar_ray.results.ranking import TEST_SCORES, ConfigSummary, best_value
+from cifar_ray.results.ranking import TEST_SCORES, ConfigSummary
 from cifar_ray.results.recorded_run import Records
-from cifar_ray.results.records import Row
 from cifar_ray.results.statistics import METRIC_NAMES
 from cifar_ray.text import counted, decimals, share, short, thousands
 
-Clause = Callable[[Records], str | None]
-
-LARGE_GAP = 0.02
-"""Train - test accuracy from which a model may be said to learn by heart."""
-WIDE_GAP = 0.15
-"""Train - test accuracy from which a model learns by heart, whatever else is wrong with it."""
-LOW_TRAIN_ACCURACY = 0.95
-"""Below it a model may be said not to have learned its training images."""
 RARE = 0.5
 """A class is rare with less than this share of the median class's training images."""
-CONFIDENT = 0.9
-"""Probability from which a mistake is a confident one."""
-LARGE_DROP = 0.05
-"""Loss of accuracy under a corruption that is worth an augmentation."""
 
 
 def reflection(records: Records) -> Section:
@@ -52,17 +51,6 @@ def reflection(records: Records) -> Section:
 
 def _paragraph(clauses: Sequence[Clause], records: Records) -> str:
     return " ".join(said for clause in clauses if (said := clause(records)))
-
-
-def _best(records: Records) -> ConfigSummary | None:
-    """The configuration that ranks first, if it has a model."""
-    return records.summaries[0] if records.summaries and records.summaries[0].models else None
-
-
-def _shown(records: Records) -> list[ConfigSummary]:
-    """The best of each family; where families are not known, the best of all."""
-    best = _best(records)
-    return records.best_of_families or ([best] if best else [])
 
 
 def _rivals(records: Records) -> list[tuple[ConfigSummary, ConfigSummary]]:
@@ -161,36 +149,20 @@ FAMILIES = (family_quality, family_auc, family_size, family_speed, family_traini
 # Over- and underfitting.
 
 
-def _train_and_test(records: Records, one: ConfigSummary) -> tuple[float, float] | None:
-    train, test = (records.mean_quality(one.config, split, "accuracy") for split in ("train", "test"))
-    return None if train is None or test is None else (train, test)
-
-
-# The error on test images is that on training images and the gap between the two: the larger part says what to mend.
-
-
-def _overfits(train: float, test: float) -> bool:
-    return train - test >= max(1 - train, LARGE_GAP)
-
-
-def _underfits(train: float, test: float) -> bool:
-    return train < LOW_TRAIN_ACCURACY and train - test < 1 - train
-
-
 def fit(records: Records) -> str | None:
     """Whether the best of each family learns by heart, or not even its training images."""
-    return _joined([_fit(records, one) for one in _shown(records)])
+    return _joined([_fit(records, one) for one in shown(records)])
 
 
 def _fit(records: Records, one: ConfigSummary) -> str | None:
-    found = _train_and_test(records, one)
+    found = train_and_test(records, one)
     if found is None:
         return None
     train, test = found
     told = f"is right on {with_unit('accuracy', train)} of training and {with_unit('accuracy', test)} of test images"
-    if _overfits(train, test):
+    if overfits(train, test):
         judged = "it overfits"
-    elif _underfits(train, test):
+    elif underfits(train, test):
         judged = "it underfits: most of its error is there on its own training images"
         judged += ", and the gap says that it learns by heart as well" if train - test >= WIDE_GAP else ""
     else:
@@ -200,7 +172,7 @@ def _fit(records: Records, one: ConfigSummary) -> str | None:
 
 def turned_loss(records: Records) -> str | None:
     """Whether the validation loss rose again after its best epoch, which is what overfitting looks like in time."""
-    return _joined([_turned_loss(records, one) for one in _shown(records)])
+    return _joined([_turned_loss(records, one) for one in shown(records)])
 
 
 def _turned_loss(records: Records, one: ConfigSummary) -> str | None:
@@ -218,12 +190,12 @@ def _turned_loss(records: Records, one: ConfigSummary) -> str | None:
 
 def _mean_val_loss(records: Records, one: ConfigSummary) -> list[float]:
     """By epoch, over the seeds, as far as all of them got."""
-    return [fmean(values) for values in zip(*_val_losses(records, one), strict=False)]
+    return [fmean(values) for values in zip(*val_losses(records, one), strict=False)]
 
 
 def seeds_differ(records: Records) -> str | None:
     """How much the score of the best depends on chance alone."""
-    best, (_, column) = _best(records), TEST_SCORES[records.metric]
+    best, (_, column) = best_of(records), TEST_SCORES[records.metric]
     rows = [row for row in records.rows if best and row["config"] == best.config]
     scores = [row[column] for row in rows if row.get(column) is not None]
     if best is None or len(scores) < 2:
@@ -247,7 +219,7 @@ FIT = (fit, turned_loss, seeds_differ)
 
 
 def _confusions(records: Records) -> np.ndarray | None:
-    best = _best(records)
+    best = best_of(records)
     known = best is not None and best.best_model in records.predictions
     return confusion_counts(records, best.best_model) if best and known else None
 
@@ -262,7 +234,7 @@ def _worst_class(counts: np.ndarray) -> int | None:
 def worst_class(records: Records) -> str | None:
     counts = _confusions(records)
     worst = None if counts is None else _worst_class(counts)
-    best = _best(records)
+    best = best_of(records)
     if counts is None or worst is None or best is None:
         return None
     total, right = int(counts[worst].sum()), int(counts[worst, worst])
@@ -303,7 +275,7 @@ def confused_pair(records: Records) -> str | None:
 
 
 def confident_mistakes(records: Records) -> str | None:
-    found = _confident_mistakes(records)
+    found = num_confident_mistakes(records)
     if found is None:
         return None
     num_confident, num_wrong = found
@@ -311,19 +283,9 @@ def confident_mistakes(records: Records) -> str | None:
     return f"Of its {counted(num_wrong, 'mistake')}, {made} made with a probability of {100 * CONFIDENT:.0f} % or more."
 
 
-def _confident_mistakes(records: Records) -> tuple[int, int] | None:
-    best = _best(records)
-    if best is None or best.best_model not in records.predictions:
-        return None
-    probabilities, labels = records.predictions[best.best_model], records.predictions["labels"]
-    wrong = probabilities.argmax(axis=1) != labels
-    num_confident = int((wrong & (probabilities.max(axis=1) >= CONFIDENT)).sum())
-    return (num_confident, int(wrong.sum())) if wrong.any() else None
-
-
 def calibration(records: Records) -> str | None:
     """Whether the best model is as often right as its probabilities say, before and after its temperature."""
-    best = _best(records)
+    best = best_of(records)
     rows = [row for row in records.quality if best and row["model"] == best.best_model and row["split"] == "test"]
     if not rows or rows[0].get("calibration_error") is None:
         return None
@@ -365,7 +327,7 @@ def read_before(records: Records) -> str | None:
 
 def wide_interval(records: Records) -> str | None:
     """How small a difference this test split can show at all."""
-    best, num_test = _best(records), records.data.get("num_test")
+    best, num_test = best_of(records), records.data.get("num_test")
     score = best.test_score(records.metric) if best else None
     if score is None or score.low is None or score.high is None or not num_test:
         return None
@@ -377,198 +339,3 @@ def wide_interval(records: Records) -> str | None:
 
 
 CAVEATS = (images_in_two_splits, read_before, wide_interval)
-
-
-# What to try next: each with the flag that does it.
-
-
-def _val_losses(records: Records, one: ConfigSummary) -> list[list[float]]:
-    """By epoch, of each seed that has more than one."""
-    curves = [[row["val_loss"] for row in records.histories.get(model, [])] for model in one.models]
-    return [curve for curve in curves if len(curve) > 1 and None not in curve]
-
-
-def _still_falls(curves: Sequence[Sequence[float]]) -> bool:
-    """Whether half of the curves or more are lowest at their end."""
-    return bool(curves) and 2 * sum(min(curve) == curve[-1] for curve in curves) >= len(curves)
-
-
-def train_longer(records: Records) -> str | None:
-    """The validation loss was still falling when the training ended."""
-    for one in _shown(records):
-        curves = _val_losses(records, one)
-        last = [curve for curve in curves if min(curve) == curve[-1]]
-        if not _still_falls(curves):
-            continue
-        epochs = max(len(curve) for curve in last)
-        schedule = (records.config(one.config, one.best_model).get("lr_schedule") or {}).get("name")
-        anneals = " (in part since its learning rate anneals to the end)" * (schedule in ("one_cycle", "cosine"))
-        return (
-            f"Train longer: the validation loss of {one.config} was lowest in the last of {epochs} epochs in "
-            f"{len(last)} of {counted(len(curves), 'seed')}, at {decimals(fmean(curve[-1] for curve in last), 3)}"
-            f"{anneals}: --max-epochs {2 * epochs}"
-        )
-    return None
-
-
-def regularise(records: Records) -> str | None:
-    """It overfits: augment, or drop out, what does not do so yet."""
-    for one in _shown(records):
-        found = _train_and_test(records, one)
-        config = records.config(one.config, one.best_model)
-        value = _next_regulariser(config, int(records.data.get("image_size") or 32))
-        if found is None or not _overfits(*found) or value is None:
-            continue
-        return (
-            f"Regularise: {one.config} is {difference_text(found[0] - found[1])[1:]} points better on training than on "
-            f"test images, and has not used this yet: --set {value}"
-        )
-    return None
-
-
-def _next_regulariser(config: Row, image_size: int) -> str | None:
-    """The first of some regularisers that a configuration does without, as a value for `--set`."""
-    model, augment = config.get("model") or {}, config.get("augment") or {}
-    if model.get("finetune") == "head" and model.get("feature_views") == 1:
-        return "model/feature_views=4"  # augmentation needs several
-    if augment.get("crop_padding") == 0:
-        return f"augment/crop_padding={max(image_size // 8, 1)}"
-    if augment.get("cutout") == 0:
-        return f"augment/cutout={max(image_size // 4, 1)}"
-    if model.get("dropout") == 0:
-        return "model/dropout=0.1"
-    if model.get("head_dropout") == 0:
-        return "model/head_dropout=0.3"
-    return None
-
-
-def larger_model(records: Records) -> str | None:
-    """It underfits, and not for want of epochs: it needs more capacity."""
-    for one in _shown(records):
-        found = _train_and_test(records, one)
-        if found is None or not _underfits(*found) or _still_falls(_val_losses(records, one)):
-            continue
-        config = records.config(one.config, one.best_model).get("model") or {}
-        value = None
-        if config.get("widths"):
-            value = "model/widths=[" + ",".join(str(2 * width) for width in config["widths"]) + "]"
-        elif config.get("backbone") == "resnet18":
-            value = "model/backbone=resnet50"
-        if value is None:
-            continue
-        return (
-            f"Larger model: {one.config} ({short(one.num_params)} parameters) is right on only "
-            f"{with_unit('accuracy', found[0])} of its own training images: --set {value}"
-        )
-    return None
-
-
-def pretrained_weights(records: Records) -> str | None:
-    """A ResNet that started from random weights."""
-    num_train = records.data.get("num_train")
-    for one in _shown(records):
-        model = records.config(one.config, one.best_model).get("model") or {}
-        if model.get("weights") == "none" and num_train:
-            return (
-                f"Pretrained weights: {one.config} learned all of its {short(one.num_params)} parameters from "
-                f"{thousands(num_train)} images: --weights DEFAULT"
-            )
-    return None
-
-
-def more_seeds(records: Records) -> str | None:
-    """The best cannot be told apart from the runner-up, or from the best of another family."""
-    best = _best(records)
-    if best is None:
-        return None
-    for other in [*records.summaries[1:2], *records.best_of_families[1:]]:
-        found = records.comparison(best.config, other.config, records.metric) if other.models else None
-        if found is None or not found.low <= 0 <= found.high:
-            continue
-        flag = f"--{'final-' * records.searched}seeds {2 * max(len(best.models), len(other.models))}"
-        low, high = (difference_text(value, records.metric) for value in (found.low, found.high))
-        return (
-            f"More seeds: {best.config} and {other.config} cannot be told apart on test (95 % interval {low} to "
-            f"{high}, {counted(len(best.models), 'seed')}): {flag}"
-        )
-    return None
-
-
-def more_trials(records: Records) -> str | None:
-    """The search had not come to rest, or found nothing."""
-    trials = [trial for trial in records.tried if trial.get("number") is not None]
-    if not records.searched or len(trials) < 5:
-        return None
-    best, count = trials[0], len(trials)
-    if records.is_default(best["name"]):
-        why = f"none of {count - 1} other trials did better than {best['name']} ({_val(records, best)})"
-    elif sum(trial["number"] > best["number"] for trial in trials) < count / 3:
-        why = f"the best of {count} trials was {best['name']}, one of the last ({_val(records, best)})"
-    else:
-        return None
-    return f"Search on: {why}: --trials {2 * count}"
-
-
-def _val(records: Records, trial: Row) -> str:
-    return f"validation {records.metric_name} {with_unit(records.metric, best_value(trial))}"
-
-
-def weigh_classes(records: Records) -> str | None:
-    """The classes differ in size, and the ranking counts images."""
-    train = records.class_counts.get("train")
-    if not train or min(train) == 0 or max(train) < 2 * min(train):
-        return None
-    config = records.config(best.config, best.best_model) if (best := _best(records)) else {}
-    flags = [flag for flag, open_yet in (("--metric f1", records.metric == "accuracy"),
-             ("--set class_weights=balanced", config.get("class_weights") != "balanced")) if open_yet]  # fmt: skip
-    if not flags:
-        return None
-    return (
-        f"Rare classes: the largest has {thousands(max(train))} training images, the smallest {thousands(min(train))}: "
-        f"{' '.join(flags)}"
-    )
-
-
-def smooth_labels(records: Records) -> str | None:
-    """Most mistakes are confident ones, and the loss rewards confidence."""
-    found, best = _confident_mistakes(records), _best(records)
-    if found is None or best is None or found[0] < max(0.5 * found[1], 2):
-        return None
-    if records.config(best.config, best.best_model).get("label_smoothing") != 0:
-        return None
-    return f"Less confidence: {found[0]} of {found[1]} mistakes are confident ones: --set label_smoothing=0.1"
-
-
-def shift_images(records: Records) -> str | None:
-    """Shifted images are lost, and none were in training."""
-    found, best = corrupted(records), _best(records)
-    one: Corrupted | None = found.get(best.config) if best else None
-    if one is None or best is None:
-        return None
-    of_shift = {severity: value for (name, severity), value in one.accuracies.items() if name == "shift"}
-    augment = records.config(best.config, best.best_model).get("augment") or {}
-    if not of_shift or one.clean - of_shift[min(of_shift)] < LARGE_DROP or augment.get("crop_padding") != 0:
-        return None
-    padding = max(int(records.data.get("image_size") or 32) // 8, 1)
-    return (
-        f"Shifts: the smallest one already takes {best.config} from {with_unit('accuracy', one.clean)} to "
-        f"{score_text(of_shift[min(of_shift)])} %, and it saw none in training: --set augment/crop_padding={padding}"
-    )
-
-
-def raise_limit(records: Records) -> str | None:
-    """Most of what was drawn was over the limit on parameters."""
-    limit = (records.run.get("settings") or {}).get("max_params")
-    num_over = sum(trial["state"] == "infeasible" for trial in records.trials)
-    if not limit or 2 * num_over < len(records.trials) or not num_over:
-        return None
-    return (
-        f"A higher limit: {num_over} of {counted(len(records.trials), 'configuration')} were over "
-        f"{short(limit)} parameters and not tried: --max-params {short(2 * limit)}"
-    )
-
-
-NEXT = (
-    train_longer, regularise, larger_model, pretrained_weights, smooth_labels, shift_images, weigh_classes, more_trials,
-    raise_limit, more_seeds,
-)  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 from helpers import records
 
 from cifar_ray.files import read_json, write_json
-from cifar_ray.reporting import reflection
+from cifar_ray.reporting import advice, reflection
 from cifar_ray.results.recorded_run import Records
 from cifar_ray.results.records import (
     HISTORY_COLUMNS,
@@ -245,47 +245,47 @@ CASES = [
      set_run(test_readings={"error": "test_readings.jsonl: no space"})),
     (reflection.wide_interval, as_it_is, "With 500 test images the test accuracy of the best is known to 1.",
      NO_PREDICTIONS),
-    (reflection.train_longer, set_val_loss("trial-0012", FALLING), "the last of 6 epochs in 3 of 3 seeds, at 0.410",
+    (advice.train_longer, set_val_loss("trial-0012", FALLING), "the last of 6 epochs in 3 of 3 seeds, at 0.410",
      CURVES_TURNED),
-    (reflection.train_longer, set_val_loss("trial-0012", FALLING), "Train longer",
+    (advice.train_longer, set_val_loss("trial-0012", FALLING), "Train longer",
      both(set_val_loss("trial-0013", TURNED), set_val_loss("trial-0012", TURNED),
           set_val_loss("trial-0012", FALLING, num_seeds=1))),
-    (reflection.train_longer, both(set_val_loss("trial-0012", FALLING), set_val_loss("trial-0013", TURNED)),
+    (advice.train_longer, both(set_val_loss("trial-0012", FALLING), set_val_loss("trial-0013", TURNED)),
      "anneals to the end): --max-epochs 12", forget(*(f"models/{name}-seed{seed}/history.csv" for seed in range(3)
                                                       for name in ("trial-0012", "trial-0013")))),
-    (reflection.regularise, as_it_is, "points better on training than on test images, and has not used this yet: --set "
+    (advice.regularise, as_it_is, "points better on training than on test images, and has not used this yet: --set "
      "augment/crop_padding=1", NO_QUALITY),
-    (reflection.regularise, set_config("trial-0012", augment={"crop_padding": 1}), "--set augment/cutout=2",
+    (advice.regularise, set_config("trial-0012", augment={"crop_padding": 1}), "--set augment/cutout=2",
      set_config("trial-0012", augment={"crop_padding": 1, "cutout": 2}, model={"dropout": 0.1, "head_dropout": 0.2})),
-    (reflection.larger_model, both(set_quality("trial-0012", "train", accuracy=0.89), CURVES_TURNED), "trial-0012 (189k"
+    (advice.larger_model, both(set_quality("trial-0012", "train", accuracy=0.89), CURVES_TURNED), "trial-0012 (189k"
      " parameters) is right on only 89.00 % of its own training images: --set model/widths=[96,192,320]", as_it_is),
-    (reflection.larger_model, both(set_quality("trial-0012", "train", accuracy=0.89), CURVES_TURNED), "Larger model",
+    (advice.larger_model, both(set_quality("trial-0012", "train", accuracy=0.89), CURVES_TURNED), "Larger model",
      both(set_quality("trial-0012", "train", accuracy=0.89), set_val_loss("trial-0012", FALLING))),
-    (reflection.larger_model, both(set_quality("trial-0013", "train", accuracy=0.93), CURVES_TURNED,
+    (advice.larger_model, both(set_quality("trial-0013", "train", accuracy=0.93), CURVES_TURNED,
                                    set_quality("trial-0013", "test", accuracy=0.93)), "backbone=resnet50", NO_QUALITY),
-    (reflection.pretrained_weights, set_config("trial-0013", model={"weights": "none"}), "all of its 11.2M parameters "
+    (advice.pretrained_weights, set_config("trial-0013", model={"weights": "none"}), "all of its 11.2M parameters "
      "from 1,149 images: --weights DEFAULT", as_it_is),
-    (reflection.more_seeds, set_mistakes([(0, 5, 9)]), "trial-0013 and default-resnet cannot be told apart on test "
+    (advice.more_seeds, set_mistakes([(0, 5, 9)]), "trial-0013 and default-resnet cannot be told apart on test "
      "(95 % interval -", as_it_is),
-    (reflection.more_seeds, both(set_mistakes([(0, 5, 9)]), set_run(kind="train")), ": --seeds 6", NO_PREDICTIONS),
-    (reflection.more_seeds, set_family_tie, "trial-0013 and trial-0012 cannot be told apart on test", as_it_is),
-    (reflection.more_trials, set_best_trial(23), "the best of 20 trials was trial-0023, one of the last (validation "
+    (advice.more_seeds, both(set_mistakes([(0, 5, 9)]), set_run(kind="train")), ": --seeds 6", NO_PREDICTIONS),
+    (advice.more_seeds, set_family_tie, "trial-0013 and trial-0012 cannot be told apart on test", as_it_is),
+    (advice.more_trials, set_best_trial(23), "the best of 20 trials was trial-0023, one of the last (validation "
      "accuracy 99.90 %): --trials 40", set_best_trial(6)),
-    (reflection.more_trials, set_best_trial(0), "none of 18 other trials did better than default (validation",
+    (advice.more_trials, set_best_trial(0), "none of 18 other trials did better than default (validation",
      set_run(kind="train")),
-    (reflection.weigh_classes, set_data(class_counts=RARE), "the largest has 125 training images, the smallest 20: "
+    (advice.weigh_classes, set_data(class_counts=RARE), "the largest has 125 training images, the smallest 20: "
      "--metric f1 --set class_weights=balanced", as_it_is),
-    (reflection.weigh_classes, both(set_data(class_counts=RARE), set_run(metric="f1")), "20: --set class_weights",
+    (advice.weigh_classes, both(set_data(class_counts=RARE), set_run(metric="f1")), "20: --set class_weights",
      both(set_data(class_counts=RARE), set_run(metric="f1"), set_config("trial-0013", class_weights="balanced"))),
-    (reflection.smooth_labels, ONE_PAIR, "14 of 14 mistakes are confident ones: --set label_smoothing=0.1",
+    (advice.smooth_labels, ONE_PAIR, "14 of 14 mistakes are confident ones: --set label_smoothing=0.1",
      both(ONE_PAIR, set_config("trial-0013", label_smoothing=0.1))),
-    (reflection.smooth_labels, ONE_PAIR, "14 of 14", set_mistakes([(0, 5, 9), (4, 1, 3)], probability=0.7)),
-    (reflection.shift_images, fragile, "the smallest one already takes "
+    (advice.smooth_labels, ONE_PAIR, "14 of 14", set_mistakes([(0, 5, 9), (4, 1, 3)], probability=0.7)),
+    (advice.shift_images, fragile, "the smallest one already takes "
      "trial-0013 from 97.40 % to 87.40 %", as_it_is),
-    (reflection.shift_images, fragile, "crop_padding=1", NO_ROBUSTNESS),
-    (reflection.raise_limit, both(set_states("infeasible", 15), set_run(settings={"max_params": 150_000})),
+    (advice.shift_images, fragile, "crop_padding=1", NO_ROBUSTNESS),
+    (advice.raise_limit, both(set_states("infeasible", 15), set_run(settings={"max_params": 150_000})),
      "of 24 configurations were over 150k parameters and not tried: --max-params 300k", set_states("infeasible", 15)),
-    (reflection.raise_limit, both(set_states("infeasible", 15), set_run(settings={"max_params": 150_000})),
+    (advice.raise_limit, both(set_states("infeasible", 15), set_run(settings={"max_params": 150_000})),
      "A higher limit", set_run(settings={"max_params": 150_000})),
 ]  # fmt: skip
 """A clause, what to change for it to stand there, what it then says, and what to change for it to be silent."""
@@ -305,7 +305,7 @@ def test_clause_stands_with_its_number_and_is_absent_without(
 
 def test_every_clause_is_in_the_report_and_has_a_test(whole_run: RunFolder) -> None:
     tested = {case[0] for case in CASES}
-    groups = (reflection.FAMILIES, reflection.FIT, reflection.CLASSES, reflection.CAVEATS, reflection.NEXT)
+    groups = (reflection.FAMILIES, reflection.FIT, reflection.CLASSES, reflection.CAVEATS, advice.NEXT)
     assert tested == {clause for group in groups for clause in group}
     section = reflection.reflection(Records(whole_run))
     assert section.text[0].startswith("Test accuracy: resnet") and any(
