@@ -150,6 +150,9 @@ class RunSettings:
     }
     """Headings of `--help`, and the flags of all commands that stand under each."""
 
+    extendable: ClassVar[tuple[str, ...]] = ()
+    """Flags that may be given a higher value when a run is taken up again, even one that has come to its end."""
+
     data: str | None = flag("cifar10", "cifar10, digits, or a folder of images or parquet", _data_source, "NAME|PATH")
     data_dir: Path | None = flag(None, "where cifar10 is or is downloaded to (default: the user's cache folder)", _path)
     skip_bad_images: bool = flag(False, "leave out images that cannot be read, and list them in run.json")
@@ -206,7 +209,11 @@ class TrainingSettings(RunSettings):
     )
     seed: int = flag(0, "seed of the whole run", at_least(0), "N")
     resume: str | None = flag(
-        None, "go on with an interrupted run, given by name or folder; all else comes from it", _not_empty, "RUN"
+        None,
+        "go on with an interrupted run, given by name or folder; all else comes from it, but a search may get more "
+        "--trials or --time-budget, also when it has ended",
+        _not_empty,
+        "RUN",
     )
 
     @property
@@ -228,6 +235,8 @@ def _patience() -> Any:
 @dataclass(frozen=True)
 class TuneSettings(TrainingSettings):
     """Search a space for the best model, train the finalists over several seeds, evaluate them, write a report."""
+
+    extendable = ("trials", "time_budget")
 
     space: str = flag(
         "cnn", "search spaces, built-in names or Python files; several share the trials", _spaces, "NAME|FILE.py[,...]"
@@ -429,13 +438,16 @@ def run_settings(kind: type[Run], command: str, given: Mapping[str, Any]) -> Run
         where, why = "/".join(map(str, error.errors()[0]["loc"])) or "settings", error.errors()[0]["msg"]
         raise InputError(f"--resume: {folder.run_json}: {where}: {why}; start a new run") from None
     recorded = replace(recorded, name=folder.root.name, runs_dir=folder.root.parent, resume=str(folder.root))
+    extended = {name: given[name] for name in kind.extendable if given.get(name) is not None}
     for name in given.keys() - set(NOT_OF_THE_RUN):
-        if given[name] != getattr(recorded, name):
-            raise InputError(
-                f"--{name.replace('_', '-')}: {given[name]} contradicts {getattr(recorded, name)} of the run "
-                f"{folder.root}; leave it out, or start a new run"
-            )
-    return replace(recorded, address=given.get("address", recorded.address))
+        value, began = given[name], getattr(recorded, name)
+        if value == began or (name in extended and began is not None and value > began):
+            continue
+        what, remedy = f"{value} contradicts {began} of the run {folder.root}", "leave it out, or start a new run"
+        if name in extended and began is not None:
+            what, remedy = f"{value} is less than the {began} of the run {folder.root}", "a run can only be extended"
+        raise InputError(f"--{name.replace('_', '-')}: {what}; {remedy}")
+    return replace(recorded, **extended, address=given.get("address", recorded.address))
 
 
 def _find_run(name: str, runs_dir: Path) -> RunFolder:

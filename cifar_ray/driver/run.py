@@ -96,8 +96,17 @@ class Run(Generic[Settings]):
 
     @property
     def finished(self) -> bool:
-        """Whether the run has come to its end already."""
-        return bool(self.about.get("end"))
+        """Whether the run has come to its end already, and is not extended."""
+        return bool(self.about.get("end")) and not self.extended
+
+    @property
+    def extended(self) -> dict[str, list[Any]]:
+        """What a run that is taken up again is now given more of: by name, the value it had and the new one."""
+        if not self.resumed:
+            return {}
+        recorded = self.about["settings"]
+        values = {name: [recorded.get(name), getattr(self.settings, name)] for name in self.settings.extendable}
+        return {name: pair for name, pair in values.items() if pair[0] is not None and pair[0] != pair[1]}
 
     @property
     def resume_command(self) -> str | None:
@@ -157,6 +166,10 @@ class Run(Generic[Settings]):
         """Make the folder and write run.json, with what it says of the `data`, or add this session to it."""
         if self.resumed:
             self.about.setdefault("resumed", []).append(_now())
+            if extended := self.extended:
+                self.about.setdefault("extended", []).append({"at": _now(), **extended})
+                self.about["settings"] |= {name: now for name, (_, now) in extended.items()}
+                self.about["end"] = None
             self.save()
             return
         try:

@@ -60,6 +60,9 @@ def started(
         console.line(f"cifar_ray {version('cifar_ray')}: {what}")
         if run.finished:
             console.line(f"this run has come to its end: {run.folder.report_html}")
+            given = [name for name in run.settings.extendable if getattr(run.settings, name) is not None]
+            if more := " or ".join(f"--{name.replace('_', '-')}" for name in given):
+                console.line(f"to extend it, resume it with more {more}")
             yield None
             return
         data = load()

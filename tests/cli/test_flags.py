@@ -145,6 +145,12 @@ def test_a_resumed_run_has_the_settings_it_began_with(begun: TuneSettings, tmp_p
     assert resumed("--resume", str(folder), "--address", "auto").address == "auto"
 
 
+def test_a_search_is_extended_by_more_trials_or_time(begun: TuneSettings, tmp_path: Path) -> None:
+    more = resumed("--resume", str(tmp_path / "runs" / "begun"), "--trials", "80", "--time-budget", "1h")
+    assert (more.trials, more.time_budget) == (80, 3600.0)
+    assert dataclasses.replace(more, trials=7, time_budget=90.0, name=begun.name, resume=None) == begun
+
+
 def test_the_settings_of_a_training_come_back_with_their_types(tmp_path: Path) -> None:
     settings = TrainSettings(preset=("a", "b"), config=(tmp_path / "c.json",), runs_dir=tmp_path)
     write_json(tmp_path / "t" / "run.json", {"kind": "train", "settings": dataclasses.asdict(settings)})
@@ -156,8 +162,9 @@ def test_the_settings_of_a_training_come_back_with_their_types(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--trials", "8"], "--trials: 8 contradicts 7 of the run"),
-        (["--time-budget", "1h"], "--time-budget: 3600.0 contradicts 90.0"),
+        (["--trials", "6"], "--trials: 6 is less than the 7 of the run .*; a run can only be extended"),
+        (["--time-budget", "80s"], "--time-budget: 80.0 is less than the 90.0 of the run"),
+        (["--max-epochs", "90"], "--max-epochs: 90 contradicts 30"),
         (["--max-params", "1M"], "--max-params: 1000000 contradicts None"),
         (["--data", "cifar10"], "--data: cifar10 contradicts digits"),
         (["--name", "other"], "--name: other contradicts begun"),

@@ -248,8 +248,15 @@ def test_what_is_no_run_is_not_taken_up(refused: Refused, begun: Path, tmp_path:
         )
     line = refused("train", "--resume", "begun")
     assert line.endswith("it was begun by cifar_ray.tune: resume it with that")
-    line = refused("tune", "--resume", "begun", "--trials", "8")
-    assert line == (f"--trials: 8 contradicts 7 of the run {begun.parent}; leave it out, or start a new run")
+    line = refused("tune", "--resume", "begun", "--seed", "8")
+    assert line == (f"--seed: 8 contradicts 0 of the run {begun.parent}; leave it out, or start a new run")
+
+
+def test_a_run_is_not_extended_by_less(refused: Refused, begun: Path) -> None:
+    line = refused("tune", "--resume", "begun", "--trials", "6")
+    assert line == f"--trials: 6 is less than the 7 of the run {begun.parent}; a run can only be extended"
+    line = refused("tune", "--resume", "begun", "--time-budget", "10m")
+    assert line.startswith("--time-budget: 600.0 contradicts None of the run ")
 
 
 def test_a_run_is_not_taken_up_where_nothing_can_be_written(
@@ -260,7 +267,7 @@ def test_a_run_is_not_taken_up_where_nothing_can_be_written(
         f"--runs-dir: 5 MB are free in {begun.parent}, a run needs 200: make room there"
     )
     write_json(begun, {**json.loads(begun.read_text()), "end": "yesterday"})
-    with contextlib.closing(Run(TuneSettings(), "tune", "cnn", resume=str(begun.parent))) as run:
+    with contextlib.closing(Run(TuneSettings(trials=7), "tune", "cnn", resume=str(begun.parent))) as run:
         assert run.finished  # nothing more is written to it
 
 

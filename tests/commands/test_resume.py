@@ -91,4 +91,26 @@ def test_a_run_that_has_come_to_its_end_is_not_run_again(run_command: Command, t
     done = run_command("tune", "--resume", "ended")
     assert done.returncode == 0, done.stderr
     assert f"this run has come to its end: {folder / 'report.html'}" in done.stdout
+    assert "to extend it, resume it with more --trials\n" in done.stdout
     assert [path.name for path in folder.iterdir()] == ["run.json"]
+
+
+@pytest.mark.slow
+def test_a_run_that_has_come_to_its_end_is_extended(tmp_path: Path) -> None:
+    flags = ["--data", "digits", "--trials", "3", "--max-epochs", "1", "--finalists", "1", "--final-seeds", "1"]
+    done = launcher.run("tune", *flags, "--name", "more", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "runs" / "more"
+    trials = read_trials(folder / "trials.jsonl")
+    default = folder / "models" / "default-seed0" / "model.safetensors"
+    trained_at = default.stat().st_mtime_ns
+    done = launcher.run("tune", "--resume", "more", "--trials", "5", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    more = read_trials(folder / "trials.jsonl")
+    assert [record["number"] for record in more] == [0, 1, 2, 3, 4] and more[:3] == trials
+    assert default.stat().st_mtime_ns == trained_at
+    about = json.loads((folder / "run.json").read_text())
+    assert about["settings"]["trials"] == 5 and about["end"]
+    assert [one["trials"] for one in about["extended"]] == [[3, 5]]
+    assert "read 2 times in 1 run" in (folder / "report.md").read_text()
+    assert "this run has come to its end" in launcher.run("tune", "--resume", "more", folder=tmp_path).stdout
