@@ -14,6 +14,7 @@ from typing import Any
 
 import optuna
 import ray
+from optuna.samplers import RandomSampler
 
 from cifar_ray.cli.console import Console
 from cifar_ray.config import Task
@@ -58,7 +59,7 @@ def main() -> None:
         output_to_file(temp / "ray.log"),
         ray_session(temp, num_cpus=cpus),
     ):
-        study = open_study(Path(run) / "study.journal", "hopeless", "random", seed=0)
+        study = open_study(Path(run) / "study.journal", "hopeless", RandomSampler, seed=0)
         watch = SearchWatch(RunFolder(Path(run)), console, num_trials, cpus // 2, {})
         of_space, progress = SpaceStudy(Space("hopeless", hopeless), study), Progress([], num_trials)
         settings = TrialSettings([ray.put(data.training_arrays())], 10, MAX_EPOCHS, MAX_EPOCHS, "auc", 1)  # has no ties

@@ -19,6 +19,7 @@ from cifar_ray.distributed.process import TrialSettings
 from cifar_ray.distributed.session import output_to_file, ray_session, temporary_folder
 from cifar_ray.results.records import RunFolder
 from cifar_ray.search.progress import Progress
+from cifar_ray.search.samplers import tpe
 from cifar_ray.search.searcher import StudySearcher, TrialSlots
 from cifar_ray.search.space import Space
 from cifar_ray.search.study import SpaceStudy, open_study, study_records
@@ -44,7 +45,7 @@ def main() -> None:
         output_to_file(temp / "ray.log"),
         ray_session(temp, num_cpus=SLOTS),
     ):
-        study = open_study(Path(run) / "study.journal", "trivial", "tpe", seed=0)
+        study = open_study(Path(run) / "study.journal", "trivial", tpe, seed=0)
         watch = SearchWatch(RunFolder(Path(run)), console, NUM_TRIALS, SLOTS, {})
         space = Space("trivial", trivial)
         slots = TrialSlots(SLOTS, {"CPU": 1, "GPU": 0})

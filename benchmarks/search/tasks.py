@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cifar_ray.config import Task
+from cifar_ray.config import Task, TrialConfig
 from cifar_ray.data.decode import Images, take_images
 from cifar_ray.data.splits import load_data
 from cifar_ray.data.stratified import stratified_split
@@ -52,6 +52,11 @@ class SearchTask:
     def default_params(self) -> dict[str, Any]:
         """Parameters of trial 0 in the space `cnn`."""
         return load_space("cnn").default_params(self.task)
+
+    @property
+    def default_config(self) -> TrialConfig:
+        """Trial 0."""
+        return load_space("cnn").default_config(self.task)
 
 
 TASKS = {

@@ -257,8 +257,9 @@ class TuneSettings(TrainingSettings):
     )
     sampler: str = flag(
         "tpe",
-        "how configurations are drawn: tpe (Optuna's, learns from the trials so far) or random",
-        one_of("tpe", "random"),
+        "how configurations are drawn: tpe (Optuna's, learns from the trials so far), additive (changes the best one, "
+        "by what each choice seems to add) or random",
+        one_of("additive", "tpe", "random"),
     )
     max_params: int | None = flag(None, "only models of at most this many parameters: 150k, 1M", count, "N")
     finalists: int = flag(

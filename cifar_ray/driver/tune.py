@@ -40,6 +40,7 @@ from cifar_ray.models.pretrained import backbones_with
 from cifar_ray.results.ranking import finalists
 from cifar_ray.results.records import Row, RunFolder, State, read_name, write_trials
 from cifar_ray.search.progress import Progress, TimeLimit
+from cifar_ray.search.samplers import sampler_of
 from cifar_ray.search.searcher import StudySearcher, TrialCheckpoint, TrialSlots, count_config_params
 from cifar_ray.search.space import Domain, Space, check_fixed, load_spaces, param_domains, sample_space, union
 from cifar_ray.search.study import SpaceStudy, mend_journal, open_study, study_records
@@ -152,13 +153,14 @@ def _show_dry_run(
     console.line("dry run: nothing was trained, and no run folder was made")
 
 
-def _open_studies(run: Run[TuneSettings], console: Console, spaces: Sequence[Space]) -> list[optuna.Study]:
+def _open_studies(run: Run[TuneSettings], console: Console, spaces: Sequence[Space], task: Task) -> list[optuna.Study]:
     """Begin the study of each space, or go on with it."""
     settings, journal = run.settings, run.folder.study_journal
     if run.resumed and (mended := mend_journal(journal)):
         console.line(f"mended      {mended}")
     studies = [
-        open_study(journal, space.name, settings.sampler, settings.seed + index) for index, space in enumerate(spaces)
+        open_study(journal, space.name, sampler_of(settings.sampler, space, task), settings.seed + index)
+        for index, space in enumerate(spaces)
     ]
     if run.resumed:
         finished = [record for study in studies for record in study_records(study)]
@@ -186,7 +188,7 @@ def _search(
         KeyboardInterrupt: Ctrl-C ended the search; the records are written.
     """
     settings = run.settings
-    studies = _open_studies(run, console, spaces)
+    studies = _open_studies(run, console, spaces, task)
     of_spaces = [
         SpaceStudy(space, study, index, len(spaces))
         for index, (space, study) in enumerate(zip(spaces, studies, strict=True))

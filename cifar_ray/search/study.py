@@ -3,7 +3,7 @@
 Its journal is the record of the search. Knows nothing of Ray: how trials are run is the matter of `tuner`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,10 @@ from cifar_ray.search.space import Space
 
 RECORD = "record"
 """User attribute of a finished trial in the study: its record, one line of trials.jsonl."""
+
+
+LOSSES = "val_losses"
+"""User attribute of a finished trial in the study: the validation log-loss of each of its epochs."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,10 @@ class SpaceStudy:
         return f"{DEFAULT}-{self.space.name}" if self.index else DEFAULT
 
 
-def open_study(journal: Path, name: str, sampler: str, seed: int) -> optuna.Study:
-    """Open the study `name` in a journal file, or make it; `sampler` is `tpe` or `random`.
+def open_study(
+    journal: Path, name: str, make_sampler: Callable[[int], optuna.samplers.BaseSampler], seed: int
+) -> optuna.Study:
+    """Open the study `name` in a journal file, or make it; `make_sampler` is given a seed.
 
     Trials that were running when an earlier session of the run was killed wait to be run again, under their numbers and
     with their parameters. One that had ended, but had not been told, is told.
@@ -53,16 +59,7 @@ def open_study(journal: Path, name: str, sampler: str, seed: int) -> optuna.Stud
     sampler_seed = int(
         np.random.SeedSequence([seed, *([len(study.trials)] if study.trials else [])]).generate_state(1)[0]
     )
-    study.sampler = (
-        # Conditional parameters are modelled together with those they depend on (group), and running trials
-        # count as bad ones (constant_liar), so that slots that ask side by side do not get the same answer.
-        # Trial 0 is a good start to model from: five random draws beside it are enough.
-        optuna.samplers.TPESampler(
-            n_startup_trials=6, multivariate=True, group=True, constant_liar=True, seed=sampler_seed
-        )
-        if sampler == "tpe"
-        else optuna.samplers.RandomSampler(seed=sampler_seed)
-    )
+    study.sampler = make_sampler(sampler_seed)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if RECORD in trial.user_attrs:
             tell(study, trial.number, trial.user_attrs[RECORD])

@@ -14,6 +14,7 @@ import ray
 from helpers import launcher
 from helpers.searches import TASK, Recorder, small_config
 from helpers.tiny import without_times
+from optuna.samplers import RandomSampler
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cifar_ray.data.splits import load_data
@@ -67,7 +68,7 @@ def run_search(
         trial.suggest_float("unused", 0, 1)
         return configs[min(trial.number, len(configs) - 1)]
 
-    study = open_study(tmp_path / "study.journal", "given", "random", seed=0)
+    study = open_study(tmp_path / "study.journal", "given", RandomSampler, seed=0)
     space = Space("given", draw, lambda task: {"unused": 0.5})
     settings = TrialSettings([ray.put(arrays)], 10, MAX_EPOCHS, MAX_EPOCHS, "accuracy", 1)
     workers = Workers(2, 2, {"CPU": 1, "GPU": 0})

@@ -15,6 +15,7 @@ import pytest
 import ray
 from helpers.searches import TASK, Recorder, reopen, small_config
 from helpers.tiny import without_times
+from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 from ray.tune.schedulers import TrialScheduler
 
@@ -25,6 +26,7 @@ from cifar_ray.results.records import TRIAL_SECONDS, slot_seconds
 from cifar_ray.search import asha, tuner
 from cifar_ray.search.asha import rungs
 from cifar_ray.search.progress import MAX_INFEASIBLE, Progress, TimeLimit
+from cifar_ray.search.samplers import tpe
 from cifar_ray.search.searcher import StudySearcher, TrialSlots
 from cifar_ray.search.space import Space, load_space
 from cifar_ray.search.study import RECORD, SpaceStudy, open_study, study_records
@@ -53,7 +55,7 @@ def run_search(
         trial.suggest_float("unused", 0, 1)
         return space_configs[min(trial.number, len(space_configs) - 1)]
 
-    study = open_study(tmp_path / "study.journal", "given", "random", seed=0)
+    study = open_study(tmp_path / "study.journal", "given", RandomSampler, seed=0)
     recorder = recorder or Recorder()
     space = Space("given", draw, lambda task: {"unused": 0.5})
     progress = Progress(study_records(study), num_trials, time_limit)
@@ -151,7 +153,7 @@ def stops(scheduler: Any, values: list[float]) -> list[int]:
 
 @pytest.mark.parametrize("max_epochs", [1, 2, 3, 4, 5, 6, 8, 9, 15, 16, 27, 30, 46, 50, 90, 91, 100, 200])
 def test_rungs_are_where_asha_decides(max_epochs: int, tmp_path: Path) -> None:
-    study = open_study(tmp_path / "study.journal", "given", "random", seed=0)
+    study = open_study(tmp_path / "study.journal", "given", RandomSampler, seed=0)
     good = study.ask()
     for epoch in range(1, max_epochs + 1):
         good.report(0.9, epoch)
@@ -354,7 +356,7 @@ def test_a_killed_search_goes_on_with_what_was_running_under_its_number_and_para
 
 def test_what_is_fixed_is_in_every_trial_of_a_search_and_in_no_parameter_of_its_study(tmp_path: Path) -> None:
     space = replace(load_space("cnn"), fixed={"model/dropout": "0.35", "optimizer/name": "adamw", "tta": "flip"})
-    study, recorder = open_study(tmp_path / "study.journal", "cnn", "tpe", seed=0), Recorder()
+    study, recorder = open_study(tmp_path / "study.journal", "cnn", tpe, seed=0), Recorder()
     slots = TrialSlots(5, {"CPU": 1, "GPU": 0})
     searcher = StudySearcher(SpaceStudy(space, study), TASK, 0, Progress([], 5), slots, recorder)
     configs = []
@@ -371,12 +373,12 @@ def test_what_is_fixed_is_in_every_trial_of_a_search_and_in_no_parameter_of_its_
 
 
 def test_asha_remembers_the_trials_of_an_earlier_session(tmp_path: Path) -> None:
-    study = open_study(tmp_path / "study.journal", "given", "random", seed=0)
+    study = open_study(tmp_path / "study.journal", "given", RandomSampler, seed=0)
     for value in (0.9, 0.8, 0.7):
         trial = study.ask()
         for epoch in range(1, MAX_EPOCHS + 1):
             trial.report(value, epoch)
         study.tell(trial, value)
     assert stops(asha.make_asha(MAX_EPOCHS, study), [0.6, 0.6]) == [2]
-    fresh = asha.make_asha(MAX_EPOCHS, open_study(tmp_path / "other.journal", "given", "random", seed=0))
+    fresh = asha.make_asha(MAX_EPOCHS, open_study(tmp_path / "other.journal", "given", RandomSampler, seed=0))
     assert stops(fresh, [0.6, 0.6]) == []

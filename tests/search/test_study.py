@@ -7,12 +7,14 @@ from typing import Any
 import optuna
 import pytest
 from helpers.searches import reopen
+from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
 from cifar_ray.cli.flags import TuneSettings
 from cifar_ray.driver.tune import _final_models
 from cifar_ray.errors import InputError
 from cifar_ray.results.ranking import finalists
+from cifar_ray.search.samplers import tpe
 from cifar_ray.search.space import Space
 from cifar_ray.search.study import SpaceStudy, mend_journal, open_study, put_back
 
@@ -74,7 +76,7 @@ def test_a_name_in_the_study_that_is_a_path_is_refused(tmp_path: Path, name: str
 
 def test_tpe_finds_its_way_into_a_narrow_limit(tmp_path: Path) -> None:
     # One draw in a hundred is within it: without the constraint this seed finds none in 60.
-    study = open_study(tmp_path / "study.journal", "given", "tpe", seed=0)
+    study = open_study(tmp_path / "study.journal", "given", tpe, seed=0)
     num_feasible = 0
     for _ in range(60):
         trial = study.ask()
@@ -88,7 +90,7 @@ def test_tpe_finds_its_way_into_a_narrow_limit(tmp_path: Path) -> None:
 def test_a_study_that_is_opened_again_draws_other_configurations_than_before(tmp_path: Path) -> None:
     drawn = []
     for _ in range(2):
-        study = open_study(tmp_path / "study.journal", "given", "random", seed=0)
+        study = open_study(tmp_path / "study.journal", "given", RandomSampler, seed=0)
         for _ in range(3):
             trial = study.ask()
             drawn.append(trial.suggest_float("x", 0, 1))
@@ -98,7 +100,7 @@ def test_a_study_that_is_opened_again_draws_other_configurations_than_before(tmp
 
 def test_a_journal_that_a_kill_left_locked_and_cut_short_is_mended(tmp_path: Path) -> None:
     journal = tmp_path / "study.journal"
-    study = open_study(journal, "given", "random", seed=0)
+    study = open_study(journal, "given", RandomSampler, seed=0)
     study.tell(study.ask(), 0.5)
     whole = journal.read_bytes()
     journal.write_bytes(whole + b'{"op_code":4,"wor')
@@ -107,7 +109,7 @@ def test_a_journal_that_a_kill_left_locked_and_cut_short_is_mended(tmp_path: Pat
     mended = mend_journal(journal)
     assert mended == "study.journal: a stale lock removed, 17 bytes of a line that was cut short removed"
     assert journal.read_bytes() == whole
-    study = open_study(journal, "given", "random", seed=0)
+    study = open_study(journal, "given", RandomSampler, seed=0)
     study.tell(study.ask(), 0.7)
     assert [trial.value for trial in reopen(tmp_path).trials] == [0.5, 0.7]
     assert mend_journal(journal) is None
@@ -115,7 +117,7 @@ def test_a_journal_that_a_kill_left_locked_and_cut_short_is_mended(tmp_path: Pat
 
 
 def test_a_trial_that_is_put_back_is_drawn_again_under_its_number_and_with_its_parameters(tmp_path: Path) -> None:
-    study = open_study(tmp_path / "study.journal", "given", "random", seed=0)
+    study = open_study(tmp_path / "study.journal", "given", RandomSampler, seed=0)
     trial = study.ask()
     value = trial.suggest_float("x", 0, 1)
     sentence = f"Optuna {optuna.__version__} has changed what study.put_back reaches into: adapt that function"

@@ -1,0 +1,160 @@
+"""A world to search in without training: what a recorded table says of any configuration, and how seeds scatter.
+
+Random forests over the table's parameters give the expected curve of a configuration, its speed, whether it fails, and
+what its holdout accuracy is; that is the truth of this world. A training adds what two recorded trainings of one
+configuration of about that quality differed by, the whole curve of it, so that its epochs scatter as real ones do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from record_table import Curve, Recorded
+from scipy.stats import spearmanr
+from sklearn.ensemble import ExtraTreesRegressor
+from sklearn.model_selection import KFold
+from tasks import SearchTask
+
+NUM_TREES = 100
+NUM_FOLDS = 10
+NUM_NEAR = 30
+"""Recorded configurations, of about the same quality, that a training's scatter is drawn from."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training that was made up."""
+
+    accuracy: np.ndarray
+    """(epochs,), on validation images; ends early where it fails."""
+    loss: np.ndarray
+    epoch_s: float
+    failed: bool
+
+
+class Encoder:
+    """Parameters as numbers for trees: one column a number, one a choice; -1 for what is not drawn."""
+
+    def __init__(self, table: Sequence[Recorded]) -> None:
+        names = sorted({name for one in table for name in one.params})
+        self.choices: dict[str, list[str] | None] = {}
+        for name in names:
+            values = [one.params[name] for one in table if name in one.params]
+            words = sorted({value for value in values if isinstance(value, str)})
+            self.choices[name] = words or None
+
+    def __call__(self, params: Mapping[str, Any]) -> np.ndarray:
+        row: list[float] = []
+        for name, words in self.choices.items():
+            if words is None:
+                row.append(float(params.get(name, -1)))
+            else:
+                row += [float(params.get(name) == word) if name in params else -1.0 for word in words]
+        return np.array(row, np.float32)
+
+
+class Forest:
+    """Trees that are asked for one configuration at a time, which scikit-learn's own `predict` is slow at."""
+
+    def __init__(self, features: np.ndarray, targets: np.ndarray) -> None:
+        self.model = ExtraTreesRegressor(NUM_TREES, min_samples_leaf=2, random_state=0, n_jobs=2)
+        self.model.fit(features, targets)
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        row = features.reshape(1, -1)
+        return np.mean([tree.tree_.predict(row)[0, :, 0] for tree in self.model.estimators_], 0)
+
+
+class World:
+    """See the module."""
+
+    def __init__(self, task: SearchTask, table: Sequence[Recorded]) -> None:
+        self.task = task
+        self.encode = Encoder(table)
+        features = np.stack([self.encode(one.params) for one in table])
+        self._forest = Forest(features, np.stack([_targets(task, one) for one in table]))
+        self._known: dict[bytes, np.ndarray] = {}
+        both = [one for one in table if all(curve.holdout for curve in one.curves)]
+        first, second = (np.stack([_path(task, one.curves[seed]) for one in both]) for seed in (0, 1))
+        self._halves = (first - second) / np.sqrt(2)  # (configurations, 2 * epochs)
+        self._level = np.mean([first[:, -1], second[:, -1]], 0)
+
+    def _expected(self, params: Mapping[str, Any]) -> np.ndarray:
+        features = self.encode(params)
+        key = features.tobytes()
+        if key not in self._known:
+            self._known[key] = self._forest(features)
+        return self._known[key]
+
+    def truth(self, params: Mapping[str, Any]) -> float:
+        """Expected holdout accuracy, in percent."""
+        return float(100 * _inverse_logit(self._expected(params)[-3]))
+
+    def train(self, params: Mapping[str, Any], rng: np.random.Generator) -> Training:
+        """Make a training up."""
+        num_epochs = self.task.max_epochs
+        expected = self._expected(params)
+        path = expected[: 2 * num_epochs]
+        near = np.argsort(np.abs(self._level - path[-1]))[:NUM_NEAR]
+        path = path + rng.choice((-1, 1)) * self._halves[rng.choice(near)]
+        accuracy = np.round(_inverse_logit(path[:num_epochs]) * self.task.num_val) / self.task.num_val
+        failed = rng.random() < expected[-1]
+        end = rng.integers(1, num_epochs) if failed else num_epochs
+        return Training(accuracy[:end], np.exp(path[num_epochs:])[:end], float(np.exp(expected[-2])), failed)
+
+
+def cross_validate(task: SearchTask, table: Sequence[Recorded]) -> dict[str, float]:
+    """How well the forests tell configurations that they have not seen: of the log-loss at the end of a training."""
+    encode = Encoder(table)
+    features = np.stack([encode(one.params) for one in table])
+    targets = np.stack([_targets(task, one) for one in table])
+    found = np.empty_like(targets)
+    for train, held_out in KFold(NUM_FOLDS, shuffle=True, random_state=0).split(features):
+        found[held_out] = Forest(features[train], targets[train]).model.predict(features[held_out])
+    accuracy, guess = (100 * _inverse_logit(values[:, -3]) for values in (targets, found))
+    top = accuracy >= np.quantile(accuracy, 0.9)
+    seeds = [[100 * _accuracy(task, curve.holdout[0]) for curve in one.curves if curve.holdout] for one in table]
+    pairs = np.array([pair for pair in seeds if len(pair) == 2])
+    top_pairs = pairs[pairs.mean(1) >= np.quantile(pairs.mean(1), 0.9)]
+    return {
+        "error_points": float(np.sqrt(np.mean((accuracy - guess) ** 2))),
+        "error_points_top_tenth": float(np.sqrt(np.mean((accuracy - guess)[top] ** 2))),
+        "rank_correlation": float(spearmanr(accuracy, guess)[0]),
+        "rank_correlation_top_tenth": float(spearmanr(accuracy[top], guess[top])[0]),
+        "seed_sd_points": float(np.sqrt(np.mean((pairs[:, 0] - pairs[:, 1]) ** 2) / 2)),
+        "seed_sd_points_top_tenth": float(np.sqrt(np.mean((top_pairs[:, 0] - top_pairs[:, 1]) ** 2) / 2)),
+    }
+
+
+def _targets(task: SearchTask, one: Recorded) -> np.ndarray:
+    """(2 * epochs + 3,): the mean path, the logit of the holdout accuracy, log seconds an epoch, share that failed."""
+    finished = [curve for curve in one.curves if curve.holdout]
+    paths = [_path(task, curve) for curve in finished or one.curves]
+    chance = 1 / task.num_classes
+    holdout = np.mean([_accuracy(task, curve.holdout[0]) for curve in finished if curve.holdout] or [chance])
+    epoch_s = np.mean([curve.epoch_s for curve in one.curves])
+    failed = 1 - len(finished) / len(one.curves)
+    return np.concatenate([np.mean(paths, 0), [_logit(holdout), np.log(epoch_s), failed]])
+
+
+def _path(task: SearchTask, curve: Curve) -> np.ndarray:
+    """(2 * epochs,): logit of the accuracy, then logarithm of the log-loss; after a failure that of guessing."""
+    right = np.full(task.max_epochs, task.num_val / task.num_classes)
+    loss = np.full(task.max_epochs, np.log(task.num_classes))
+    right[: len(curve.right)], loss[: len(curve.loss)] = curve.right, curve.loss
+    return np.concatenate([_logit((right + 0.5) / (task.num_val + 1)), np.log(np.maximum(loss, 1e-3))])
+
+
+def _accuracy(task: SearchTask, right: int) -> float:
+    return (right + 0.5) / (task.num_holdout + 1)
+
+
+def _logit(share: Any) -> Any:
+    return np.log(share) - np.log1p(-share)
+
+
+def _inverse_logit(value: Any) -> Any:
+    return 1 / (1 + np.exp(-value))

@@ -1,0 +1,222 @@
+"""A sampler that learns what each choice adds, and changes the best configuration so far accordingly.
+
+With few trials, many parameters and noisy values there is not enough to learn how parameters act together. What each
+choice adds to the default recipe can be learned: every trial that has it tells of it, whatever else it changed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from cifar_ray.config import Task
+from cifar_ray.errors import InputError
+from cifar_ray.search.mutation import Candidate, draw, draw_value, mutate
+from cifar_ray.search.space import Space
+from cifar_ray.search.study import LOSSES
+
+PRIOR_SDS = (0.03, 0.1, 0.3)
+"""Standard deviations, between configurations, that what one choice adds may have; in the logarithm of the log-loss."""
+
+NOISE_SDS = (0.03, 0.06, 0.12, 0.25)
+"""Those that outcomes may have around the sum: what seeds do, and what choices do together."""
+
+
+class AdditiveSampler(optuna.samplers.BaseSampler):
+    """Thompson sampling with a Bayesian linear model of how configurations differ from trial 0.
+
+    The outcome of a trial is how far the logarithm of its validation log-loss lies below that of trial 0 after as many
+    epochs, so that trials that were stopped early count as well. Each choice and each number adds to it, with a prior
+    around zero. A draw of the weights from their posterior chooses among mutations of the best trial so far.
+
+    Args:
+        space: what to draw from.
+        task: what the space may look at.
+        seed: of the draws.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        task: Task,
+        seed: int,
+        num_candidates: int = 40,
+        share_uniform: float = 0.15,
+        max_changes: int = 4,
+        worst: float = -0.7,
+        early_noise: float = 1.0,
+        thompson: bool = True,
+        base: str = "loss",
+    ) -> None:
+        self.space = space
+        self.task = task
+        self.num_candidates = num_candidates
+        self.share_uniform = share_uniform
+        self.max_changes = max_changes
+        self.worst = worst
+        self.early_noise = early_noise
+        self.thompson = thompson
+        self.base = base
+        self._rng = np.random.default_rng(seed)
+        self._drawn: dict[str, Any] = {}
+        self._model: AdditiveModel | None = None
+        self._known: dict[int, float] = {}
+        """Outcomes by number of the trials that the model has been told of."""
+        self._best: tuple[float, FrozenTrial] | None = None
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        drawn = self._draw(study.get_trials(deepcopy=False))
+        self._drawn = drawn.params
+        return drawn.distributions
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._drawn
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return draw_value(param_distribution, self._rng)
+
+    def _draw(self, trials: Sequence[FrozenTrial]) -> Candidate:
+        self._learn(trials)
+        first = trials[0]
+        if self._rng.random() < self.share_uniform or not first.params:
+            return self._valid(None)
+        like = draw(self.space, self.task, self._rng, (self._best[1] if self._best else first).params, ())
+        candidates = [self._valid(like) for _ in range(self.num_candidates)]
+        if self._model is None or len(candidates) == 1:
+            return candidates[0]
+        features = [self._model.features(one.params, one.distributions) for one in candidates]
+        weights = self._model.draw_weights(self._rng if self.thompson else None)
+        return candidates[int(np.argmax([sum(weights[i] * x for i, x in row.items()) for row in features]))]
+
+    def _learn(self, trials: Sequence[FrozenTrial]) -> None:
+        """Take in the trials that have ended since the last time."""
+        for trial in trials:
+            if trial.number in self._known or trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
+                continue
+            losses = trial.user_attrs.get(LOSSES)
+            if not losses:
+                continue
+            if self._model is None:
+                self._model, self._reference = AdditiveModel(trial.params), losses
+            epochs = min(len(losses), len(self._reference))
+            outcome = math.log(self._reference[epochs - 1]) - math.log(max(losses[epochs - 1], 1e-6))
+            outcome = max(self.worst, outcome) if math.isfinite(outcome) else self.worst
+            self._known[trial.number] = outcome
+            share_left = 1 - len(losses) / len(self._reference)
+            self._model.add(
+                self._model.features(trial.params, trial.distributions),
+                outcome,
+                (1 + self.early_noise * max(0.0, share_left)) ** -2,
+            )
+            if trial.state == TrialState.COMPLETE:
+                score = outcome if self.base == "loss" else trial.values[0]
+                if self._best is None or score > self._best[0]:
+                    self._best = score, trial
+
+    def _valid(self, like: Candidate | None) -> Candidate:
+        while True:
+            try:
+                if like is None:
+                    return draw(self.space, self.task, self._rng, {}, ())
+                num_changes = int(self._rng.integers(1, self.max_changes + 1))
+                return mutate(self.space, self.task, self._rng, like, num_changes)
+            except InputError:
+                continue  # the space does not allow it
+
+
+class AdditiveModel:
+    """Bayesian linear regression on how configurations differ from one of them, whose outcome is zero.
+
+    A categorical parameter has a weight for each other choice; a number has two, for its distance in its range and for
+    the square of that. What it costs to add an outcome, or to draw weights, does not grow with how many there are. The
+    scales of prior and noise are those, of a few, that make what was seen most probable.
+
+    Args:
+        reference: parameters of the configuration that others are compared with.
+    """
+
+    def __init__(self, reference: Mapping[str, Any]) -> None:
+        self.reference = reference
+        self._columns: dict[tuple[str, Any], int] = {("", "other than the reference"): 0}
+        self._gram = np.zeros((64, 64))
+        self._moment = np.zeros(64)
+        self._square = 0.0
+        self._num = 0
+
+    def features(self, params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> dict[int, float]:
+        """What is not zero of a configuration's features, by column."""
+        found: dict[int, float] = {}
+        for name, value in params.items():
+            distribution = distributions[name]
+            known = name in self.reference
+            if isinstance(distribution, CategoricalDistribution):
+                if not known or value != self.reference[name]:
+                    found[self._column(name, value)] = 1.0
+                continue
+            offset = 2 * (
+                _position(distribution, value) - _position(distribution, self.reference[name] if known else None)
+            )
+            if offset:
+                found[self._column(name, "linear")] = offset
+                found[self._column(name, "square")] = offset**2
+        if found:
+            found[0] = 1.0  # what seeds did to the reference is in every difference
+        return found
+
+    def _column(self, name: str, what: Any) -> int:
+        column = self._columns.setdefault((name, what), len(self._columns))
+        if column == len(self._moment):
+            self._gram = np.pad(self._gram, (0, 64))
+            self._moment = np.pad(self._moment, (0, 64))
+        return column
+
+    def add(self, features: Mapping[int, float], outcome: float, weight: float) -> None:
+        """Learn from one outcome; its noise has a variance of that of others divided by `weight`."""
+        columns, values = np.array(list(features), int), np.array(list(features.values()))
+        self._gram[np.ix_(columns, columns)] += weight * np.outer(values, values)
+        self._moment[columns] += weight * outcome * values
+        self._square += weight * outcome**2
+        self._num += 1
+
+    def draw_weights(self, rng: np.random.Generator | None) -> np.ndarray:
+        """Weights by column, drawn from their posterior, or without `rng` its mean."""
+        d = len(self._columns)
+        values, vectors = np.linalg.eigh(self._gram[:d, :d])
+        values = np.maximum(values, 0.0)
+        moment = vectors.T @ self._moment[:d]
+
+        def evidence(prior_sd: float, noise_sd: float) -> float:
+            ridge = (noise_sd / prior_sd) ** 2
+            residual = self._square - np.sum(moment**2 / (values + ridge))
+            log_det = 2 * self._num * math.log(noise_sd) + np.sum(np.log1p(values / ridge))
+            return float(-0.5 * (log_det + residual / noise_sd**2))
+
+        prior_sd, noise_sd = max(
+            ((prior, noise) for prior in PRIOR_SDS for noise in NOISE_SDS), key=lambda pair: evidence(*pair)
+        )
+        precision = values / noise_sd**2 + 1 / prior_sd**2
+        drawn = moment / noise_sd**2 / precision
+        if rng is not None:
+            drawn = drawn + rng.standard_normal(d) / np.sqrt(precision)
+        return vectors @ drawn
+
+
+def _position(distribution: BaseDistribution, value: float | None) -> float:
+    """Where in its range a number lies, from 0 to 1; in the middle where there is none."""
+    assert isinstance(distribution, (FloatDistribution, IntDistribution))
+    low, high = float(distribution.low), float(distribution.high)
+    if low == high or value is None:
+        return 0.5
+    if distribution.log:
+        low, high, value = math.log(low), math.log(high), math.log(value)
+    return (value - low) / (high - low)
