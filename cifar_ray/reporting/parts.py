@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,6 +97,12 @@ def shared_images(data: Mapping[str, Any]) -> list[str]:
             "models that learn them by heart rank too high"
         )
     return said
+
+
+def escaped(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    text = html.escape(" ".join(text.split()), quote=False)
+    return "".join("\\" + letter if letter in "\\`*_[]|~#" else letter for letter in text)
 
 
 def score_text(value: float | Interval | None, metric: str = "accuracy") -> str:

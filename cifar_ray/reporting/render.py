@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_ray.files import write_bytes, write_text
+from cifar_ray.reporting.card import model_card
 from cifar_ray.reporting.choice import choice
 from cifar_ray.reporting.curves import curves, search
 from cifar_ray.reporting.data import data
@@ -19,7 +20,7 @@ from cifar_ray.reporting.effects import base_model, effects, effects_headline
 from cifar_ray.reporting.facts import facts_of
 from cifar_ray.reporting.figures import FIGURE_STYLE
 from cifar_ray.reporting.mistakes import mistakes
-from cifar_ray.reporting.parts import Section
+from cifar_ray.reporting.parts import Section, escaped
 from cifar_ray.reporting.quality import quality
 from cifar_ray.reporting.reflection import reflection
 from cifar_ray.reporting.robustness import robustness
@@ -28,12 +29,15 @@ from cifar_ray.reporting.speed import speed
 from cifar_ray.reporting.summary import configuration, families, finalists, gain, headline_of
 from cifar_ray.reporting.trials import all_trials, best_trials, ledger
 from cifar_ray.results.choice import Limits
+from cifar_ray.results.config_json import CARD
 from cifar_ray.results.recorded_run import Records
 from cifar_ray.results.records import RunFolder
 
 
 def build_report(run: Path, limits: Limits | None = None) -> tuple[Path, Path]:
     """Write report.html, report.md and the figures of evaluation/ from the records of a run, and return both paths.
+
+    Where there is a chosen model, its card is written too.
 
     What a run has not recorded (it was interrupted, it has no test split) is left out. With `limits` the report says
     what to take within them.
@@ -67,6 +71,8 @@ def build_report(run: Path, limits: Limits | None = None) -> tuple[Path, Path]:
     text = page.render(title=title, headline=headline, facts=facts, command=command, sections=sections)
     write_text(folder.report_html, text)
     write_text(folder.report_md, _markdown(title, headline, facts, command, sections))
+    if records.summaries and (folder.best / CARD).exists():
+        write_text(folder.best / "README.md", model_card(records))
     return folder.report_html, folder.report_md
 
 
@@ -75,39 +81,33 @@ def _glued(text: str) -> str:
     return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
-def _escaped(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    text = html.escape(" ".join(text.split()), quote=False)
-    return "".join("\\" + letter if letter in "\\`*_[]|~#" else letter for letter in text)
-
-
 def _markdown(
     title: str, headline: str, facts: Sequence[tuple[str, str]], command: str, sections: Sequence[Section]
 ) -> str:
-    lines = [f"# {_escaped(title)}", "", f"**{_escaped(headline)}**", ""]
+    lines = [f"# {escaped(title)}", "", f"**{escaped(headline)}**", ""]
     for section in sections:
         lines += [f"## {section.heading}", ""]
         for text in section.text:
-            lines += [_escaped(text), ""]
+            lines += [escaped(text), ""]
         if section.entries:
-            lines += [*(f"- **{_escaped(term)}**: {_escaped(' '.join(said))}" for term, said in section.entries), ""]
+            lines += [*(f"- **{escaped(term)}**: {escaped(' '.join(said))}" for term, said in section.entries), ""]
         for table in section.tables:
-            lines.append("| " + " | ".join(_escaped(column) for column in table.columns) + " |")
+            lines.append("| " + " | ".join(escaped(column) for column in table.columns) + " |")
             num_numbers = len(table.columns) - table.num_text
             lines.append("|" + " --- |" * table.num_text + " ---: |" * num_numbers)
             for index, row in enumerate(table.rows):
-                cells = [_escaped(cell) for cell in row]
+                cells = [escaped(cell) for cell in row]
                 cells[table.num_text - 1] += "".join(f" **{mark}**" for mark in table.marks.get(index, []))
                 lines.append("| " + " | ".join(cells) + " |")
-            lines += ["", _escaped(table.note), ""] if table.note else [""]
+            lines += ["", escaped(table.note), ""] if table.note else [""]
         for image in section.images:
-            lines += [f"![{_escaped(image.title)}](evaluation/{image.name})", ""]
+            lines += [f"![{escaped(image.title)}](evaluation/{image.name})", ""]
         for sheet in section.sheets:
             captions = "; ".join(tile.caption for tile in sheet.tiles)
-            lines += [f"![{_escaped(sheet.title)}](evaluation/{sheet.name})", ""]
-            lines += [_escaped(f"{sheet.title}. Row by row: {captions}."), ""]
+            lines += [f"![{escaped(sheet.title)}](evaluation/{sheet.name})", ""]
+            lines += [escaped(f"{sheet.title}. Row by row: {captions}."), ""]
         if section.points:
-            lines += ["What to try next:", "", *(f"- {_escaped(text)}" for text in section.points), ""]
+            lines += ["What to try next:", "", *(f"- {escaped(text)}" for text in section.points), ""]
         if section.folded:
             summary, code = section.folded
             lines += [
@@ -120,7 +120,7 @@ def _markdown(
                 "",
             ]
     lines += ["## The run", "", *_fenced(command), ""]
-    lines += [f"- {label}: {_escaped(text)}" for label, text in facts] + [""]
+    lines += [f"- {label}: {escaped(text)}" for label, text in facts] + [""]
     return "\n".join(lines)
 
 
