@@ -1,7 +1,8 @@
 """One actor, alone on its node, that times each configuration."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,20 +17,20 @@ from cifar_ray.models.saved import SavedModel
 BATCHES_TIMED = {1: 200, 256: 20}
 """How many batches of which size are timed; those of large images are smaller."""
 
+NUM_ROUNDS = 5
+"""Models take turns in so many rounds, so that what else the machine does meets all of them alike."""
+
 NUM_WARMUP = 10
-"""Batches of each size that do not count."""
+"""Batches of each size that do not count, of the first round; of each other round it is one."""
 
 MAX_WARMUP_S, MAX_TIMED_S = 2.0, 20.0
 """Seconds after which a slow model is warm enough, and after which no more batches of a size are timed."""
 
-NUM_TIMED_IMAGES = sum((NUM_WARMUP + n) * batch_size for batch_size, n in BATCHES_TIMED.items())
+NUM_TIMED_IMAGES = sum((NUM_WARMUP + NUM_ROUNDS - 1 + n) * batch_size for batch_size, n in BATCHES_TIMED.items())
 """Images that a configuration is timed with."""
 
 MAX_TIMING_S = len(BATCHES_TIMED) * (MAX_WARMUP_S + MAX_TIMED_S)
 """Seconds that it takes to time a slow configuration."""
-
-MIN_TIMED = 3
-"""Batches of each size that are timed however long they take."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class Latency:
     """At the median time."""
     tta: str
     """Test-time augmentation, which the times include."""
+    round_ms_low: float
+    """Lowest of the rounds' median times."""
+    round_ms_high: float
+    again_ms_p50: float | None = None
+    """Median time of the same model, timed as one more among the others; of the first configuration alone."""
 
 
 @ray.remote
@@ -59,31 +65,54 @@ class Timer:
         self.images = torch.tensor(images[:1000], device=self.device)
 
     @torch.inference_mode()
-    def time(self, model: SavedModel) -> list[Latency]:
-        """Time single images, then batches; one entry each."""
-        network = model.build(self.device)
-        return [
-            self._time_batches(network, min(batch_size, network.eval_batch_size), n)
-            for batch_size, n in BATCHES_TIMED.items()
+    def time(self, models: dict[str, SavedModel]) -> dict[str, list[Latency]]:
+        """Time single images and batches of each model, in turn; one entry each."""
+        first = next(iter(models))
+        names = [*models, first]
+        networks = [models[name].build(self.device) for name in names]
+        rounds: list[dict[int, list[list[float]]]] = [{size: [] for size in BATCHES_TIMED} for _ in names]
+        for index in range(NUM_ROUNDS):
+            for network, of_model in zip(networks, rounds, strict=True):
+                for size, of_size in of_model.items():
+                    of_size.append(self._time_round(network, _batch_size(network, size), size, index == 0))
+        again = rounds.pop()
+        timed = {
+            name: [self._latency(network, size, of_size) for size, of_size in of_model.items()]
+            for name, network, of_model in zip(models, networks, rounds, strict=False)
+        }
+        timed[first] = [
+            replace(latency, again_ms_p50=_milliseconds(of_size))
+            for latency, of_size in zip(timed[first], again.values(), strict=True)
         ]
+        return timed
 
-    def _time_batches(self, network: Classifier, batch_size: int, n: int) -> Latency:
+    def _time_round(self, network: Classifier, batch_size: int, asked: int, first: bool) -> list[float]:
+        """Seconds of each batch of one round; `asked` is the batch size in `BATCHES_TIMED`."""
         warmup: list[float] = []
         timed: list[float] = []
-        while len(warmup) < NUM_WARMUP and sum(warmup) < MAX_WARMUP_S:
+        while len(warmup) < (NUM_WARMUP if first else 1) and sum(warmup) < MAX_WARMUP_S:
             warmup.append(self._time_batch(network, batch_size, len(warmup)))
-        while len(timed) < n and (sum(timed) < MAX_TIMED_S or len(timed) < MIN_TIMED):
+        n, at_most_s = -(-BATCHES_TIMED[asked] // NUM_ROUNDS), MAX_TIMED_S / NUM_ROUNDS
+        while len(timed) < n and (sum(timed) < at_most_s or not timed):
             timed.append(self._time_batch(network, batch_size, len(warmup) + len(timed)))
-        p50, p95 = np.percentile(timed, [50, 95])
+        return timed
+
+    def _latency(self, network: Classifier, asked: int, rounds: Sequence[Sequence[float]]) -> Latency:
+        batch_size = _batch_size(network, asked)
+        seconds = [value for one in rounds for value in one]
+        p50, p95 = np.percentile(seconds, [50, 95])
+        medians = [_milliseconds([one]) for one in rounds]
         return Latency(
             device=torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
             threads=torch.get_num_threads(),
             batch_size=batch_size,
-            n=len(timed),
+            n=len(seconds),
             latency_ms_p50=float(p50 * 1e3),
             latency_ms_p95=float(p95 * 1e3),
             images_per_s=float(batch_size / p50),
             tta=network.tta,
+            round_ms_low=min(medians),
+            round_ms_high=max(medians),
         )
 
     def _time_batch(self, network: Classifier, batch_size: int, index: int) -> float:
@@ -101,13 +130,22 @@ class Timer:
             torch.cuda.synchronize()
 
 
+def _batch_size(network: Classifier, asked: int) -> int:
+    return min(asked, network.eval_batch_size)
+
+
+def _milliseconds(rounds: Sequence[Sequence[float]]) -> float:
+    """The median of all times."""
+    return float(np.median([value for one in rounds for value in one]) * 1e3)
+
+
 def time_models(
     models: dict[str, SavedModel], images: np.ndarray, resources: dict[str, float]
 ) -> dict[str, list[Latency]]:
-    """Time each model with one actor that holds every CPU of a node, and every GPU where trials use one.
+    """Time models with one actor that holds every CPU of a node, and every GPU where trials use one.
 
     Args:
-        models: by name.
+        models: by name; the first one is timed twice, as if it were two, which tells how far times can be trusted.
         images: (N, C, H, W) uint8.
         resources: of one trial, by Ray's names.
     """
@@ -117,7 +155,7 @@ def time_models(
         num_gpus=node["Resources"]["GPU"] if resources["GPU"] else 0,
         scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
     ).remote(ray.put(images))
-    latencies = {name: ray.get(timer.time.remote(model)) for name, model in models.items()}
+    latencies = ray.get(timer.time.remote(models))
     ray.kill(timer)
     return latencies
 

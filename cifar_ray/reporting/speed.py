@@ -5,6 +5,7 @@ from __future__ import annotations
 from cifar_ray.reporting.figures import png, speed_figure, styles_of
 from cifar_ray.reporting.parts import Image, Section, Table
 from cifar_ray.results.recorded_run import Records
+from cifar_ray.results.records import Row
 from cifar_ray.text import counted, short
 
 
@@ -25,9 +26,42 @@ def speed(records: Records) -> Section:
             value = values.pop()
             note += "" if value is None else f", {counted(value, 'thread')}" if name == "threads" else f", on {value}"
     rows = []
+    in_rounds = any(row.get("round_ms_low") for row in records.latency)
     for row in records.latency:
         cells = [row.get(name) for name in columns]
         rows.append([short(cell) if isinstance(cell, float) else str(cell or "-") for cell in cells])
+        if in_rounds:
+            rows[-1].append(_rounds(row))
+    if in_rounds:
+        columns["rounds"] = "p50 by round"
+        note += ". Models were timed in turn, in rounds: how far a median moves from one to another is what noise does"
+    section.text = [text for row in records.latency if (text := _again(row))]
     if rows:
         section.tables.append(Table(list(columns.values()), rows, f"{note}.", num_text=2 if "device" in columns else 1))
     return section
+
+
+def _rounds(row: Row) -> str:
+    """The lowest and the highest of the rounds' medians."""
+    return "-" if row.get("round_ms_low") is None else f"{short(row['round_ms_low'])} to {short(row['round_ms_high'])}"
+
+
+def _again(row: Row) -> str:
+    """How far one model, timed as if it were two, agrees with itself."""
+    again, low, high = (row.get(name) for name in ("again_ms_p50", "round_ms_low", "round_ms_high"))
+    if again is None or low is None or high is None or not row["latency_ms_p50"]:
+        return ""
+    apart = abs(again / row["latency_ms_p50"] - 1)
+    images = "one image" if row["batch_size"] == 1 else f"a batch of {row['batch_size']}"
+    said = (
+        f"{row['config']} was timed a second time, as one more model among the others: {short(again)} instead of "
+        f"{short(row['latency_ms_p50'])} ms for {images}, {100 * apart:.1f} % apart. "
+    )
+    if low <= again <= high:
+        return (
+            said + f"That lies within its rounds ({_rounds(row)} ms); smaller differences between models mean nothing."
+        )
+    return said + (
+        f"That is more than its rounds differ by ({_rounds(row)} ms): the machine was not quiet, and differences below "
+        f"{max(1, round(200 * apart))} % mean nothing."
+    )

@@ -38,6 +38,7 @@ RESULTS_COLUMNS = (
 )
 LATENCY_COLUMNS = (
     "config", "device", "threads", "batch_size", "n", "latency_ms_p50", "latency_ms_p95", "images_per_s", "tta",
+    "round_ms_low", "round_ms_high", "again_ms_p50",
 )
 QUALITY_COLUMNS = (
     "model", "config", "split", "n", "accuracy", "top5_accuracy", "log_loss", "auc_macro_ovr", "f1_macro",

@@ -69,7 +69,8 @@ CORRUPTED = 500 * 25
 
 
 def test_the_evaluation_scores_every_seed_and_times_every_configuration() -> None:
-    expected = EVALUATION_START_S + (3 * SCORED + CORRUPTED) / 1000 / 2 + NUM_TIMED_IMAGES / 1000
+    # The slowest is timed twice.
+    expected = EVALUATION_START_S + (3 * SCORED + CORRUPTED) / 1000 / 2 + 2 * NUM_TIMED_IMAGES / 1000
     assert WORK.evaluation_s([SLOW]) == pytest.approx(expected)
     assert WORK.after_search_s([SLOW]) == pytest.approx(MARGIN * (WORK.finals_s([SLOW]) + expected))
     fast = 3 * SCORED / 2000 / 2 + NUM_TIMED_IMAGES / 2000
@@ -104,7 +105,7 @@ def test_a_head_waits_for_its_features_once() -> None:
 def test_the_timing_of_a_slow_model_is_cut_short() -> None:
     slow = replace(SLOW, test=10.0)
     assert WORK.evaluation_s([slow]) == pytest.approx(
-        EVALUATION_START_S + (3 * SCORED + CORRUPTED) / 10 / 2 + MAX_TIMING_S
+        EVALUATION_START_S + (3 * SCORED + CORRUPTED) / 10 / 2 + 2 * MAX_TIMING_S
     )
 
 

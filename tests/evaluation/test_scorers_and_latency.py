@@ -14,7 +14,7 @@ from cifar_ray.config import TrialConfig
 from cifar_ray.data.decode import Images, take_images
 from cifar_ray.data.splits import load_data
 from cifar_ray.evaluation import latency
-from cifar_ray.evaluation.latency import MIN_TIMED, NUM_WARMUP, Timer, _node_for_timing, time_models
+from cifar_ray.evaluation.latency import NUM_ROUNDS, NUM_WARMUP, Timer, _node_for_timing, time_models
 from cifar_ray.evaluation.scorers import MAX_ROUNDS, Scorer, map_over_actors, score_models
 from cifar_ray.models.classifier import build_model
 from cifar_ray.models.saved import SavedModel, pack_weights
@@ -72,12 +72,17 @@ def test_scores_are_scikit_learns_of_the_models_probabilities(
 def test_each_model_is_timed_alone_on_the_whole_node(
     hardware: Any, models: dict[str, SavedModel], test_split: Any
 ) -> None:
-    timed = time_models({"m0": models["m0"]}, test_split.images, {"CPU": 1, "GPU": 0})["m0"]
-    assert [one.batch_size for one in timed] == [1, 256]
-    for one in timed:
-        assert one.threads == hardware.num_cpus
-        assert 0 < one.latency_ms_p50 <= one.latency_ms_p95
-        assert one.images_per_s == pytest.approx(one.batch_size / one.latency_ms_p50 * 1e3)
+    both = {name: models[name] for name in ("m1", "m0")}
+    timed = time_models(both, test_split.images, {"CPU": 1, "GPU": 0})
+    assert list(timed) == ["m1", "m0"]
+    for name, of_model in timed.items():
+        assert [one.batch_size for one in of_model] == [1, 256]
+        assert all(0 < one.n <= n for one, n in zip(of_model, (200, 20), strict=True))  # fewer where they are slow
+        for one in of_model:
+            assert one.threads == hardware.num_cpus
+            assert 0 < one.round_ms_low <= one.latency_ms_p50 <= min(one.round_ms_high, one.latency_ms_p95)
+            assert one.images_per_s == pytest.approx(one.batch_size / one.latency_ms_p50 * 1e3)
+            assert (one.again_ms_p50 is not None) == (name == "m1")
 
 
 @pytest.mark.parametrize(
@@ -135,14 +140,39 @@ def test_the_timing_of_a_slow_model_is_cut_short_and_says_so(monkeypatch: pytest
             calls.append(len(images))
             return images
 
-    network = Network()
-    assert timer._time_batches(network, 2, 20).n == 20
-    assert calls == [2] * (NUM_WARMUP + 20)
+    network: Any = Network()
+    each = 20 // NUM_ROUNDS
+    assert len(timer._time_round(network, 2, 256, first=True)) == each
+    assert calls == [2] * (NUM_WARMUP + each)
+    del calls[:]
+    assert len(timer._time_round(network, 2, 256, first=False)) == each
+    assert calls == [2] * (1 + each)
     del calls[:]
     monkeypatch.setattr(latency, "MAX_TIMED_S", 0.0)
     monkeypatch.setattr(latency, "MAX_WARMUP_S", 1e-9)
-    assert timer._time_batches(network, 2, 20).n == MIN_TIMED
-    assert calls == [2] * (1 + MIN_TIMED)
+    assert len(timer._time_round(network, 2, 256, first=True)) == 1
+    assert calls == [2, 2]
+
+
+def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    timer_class = Timer.__ray_metadata__.modified_class  # type: ignore[attr-defined]
+    timer = timer_class.__new__(timer_class)
+    timer.device, timer.images = torch.device("cpu"), torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    monkeypatch.setattr(latency, "BATCHES_TIMED", {1: 10})
+    monkeypatch.setattr(latency, "NUM_WARMUP", 1)
+    calls: list[str] = []
+
+    def saved(name: str) -> Any:
+        def build(device: torch.device) -> Any:
+            network = build_model(TrialConfig(), num_classes=10, channels=1, image_size=8).eval()
+            network.register_forward_hook(lambda *args: calls.append(name))
+            return network
+
+        return SimpleNamespace(build=build)
+
+    timed = timer.time({"a": saved("a"), "b": saved("b")})
+    assert calls == (["a"] * 3 + ["b"] * 3 + ["a"] * 3) * NUM_ROUNDS  # the first one is timed as if it were two
+    assert timed["a"][0].again_ms_p50 and timed["b"][0].again_ms_p50 is None
 
 
 def test_models_are_timed_in_the_precision_that_they_are_scored_in(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +184,7 @@ def test_models_are_timed_in_the_precision_that_they_are_scored_in(monkeypatch: 
     network = build_model(TrialConfig(), num_classes=10, channels=1, image_size=8).eval()
     network.register_forward_hook(lambda module, images, logits: precisions.append(logits.dtype))
     saved: Any = SimpleNamespace(build=lambda device: network)
-    calls = {Scorer: lambda it: it.score("m", saved), Timer: lambda it: it.time(saved)}
+    calls = {Scorer: lambda it: it.score("m", saved), Timer: lambda it: it.time({"m": saved})}
     for actor, call in calls.items():
         actor_class = actor.__ray_metadata__.modified_class
         actor_object = actor_class.__new__(actor_class)

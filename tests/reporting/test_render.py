@@ -579,6 +579,29 @@ def test_percentiles_of_the_latency_are_told_with_their_n(tmp_path: Path) -> Non
     assert "latency of one image, n = 3 to 200 timed, on AMD" in section(folder, "Finalists")
 
 
+@pytest.mark.parametrize(
+    ("again", "said"),
+    [
+        (2.1, "2.1 instead of 2 ms for one image, 5.0 % apart. That lies within its rounds (1.9 to 2.2 ms); smaller "),
+        (2.4, "20.0 % apart. That is more than its rounds differ by (1.9 to 2.2 ms): the machine was not quiet, and "
+              "differences below 40 % mean nothing."),
+    ],
+)  # fmt: skip
+def test_a_model_that_was_timed_twice_tells_how_far_latencies_can_be_trusted(
+    tmp_path: Path, again: float, said: str
+) -> None:
+    folder = records.make_run(tmp_path)
+    rows = read_csv(folder.latency_csv)
+    rows[0] |= {"latency_ms_p50": 2.0, "round_ms_low": 1.9, "round_ms_high": 2.2, "again_ms_p50": again}
+    write_csv(folder.latency_csv, LATENCY_COLUMNS, rows)
+    build_report(tmp_path)
+    text = section(folder, "Speed")
+    assert f"{rows[0]['config']} was timed a second time" in text and said in text
+    (header,) = table_rows(text, "configuration")
+    shown = [dict(zip(header, row, strict=True)) for row in table_rows(text, rows[0]["config"])]
+    assert [row["p50 by round"] for row in shown] == ["1.9 to 2.2", "-"]
+
+
 @needs_chromium
 @pytest.mark.parametrize("width", [1280, 400])
 def test_browser_shows_the_report_without_sideways_scrolling(run: RunFolder, tmp_path: Path, width: int) -> None:
