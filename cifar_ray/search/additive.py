@@ -28,6 +28,10 @@ NOISE_SDS = (0.03, 0.06, 0.12, 0.25)
 """Those that outcomes may have around the sum: what seeds do, and what choices do together."""
 
 
+LIMIT_SCALE = 5.0
+"""How much more a choice adds to the logarithm of the number of parameters than to that of the log-loss."""
+
+
 class AdditiveSampler(optuna.samplers.BaseSampler):
     """Thompson sampling with a Bayesian linear model of how configurations differ from trial 0.
 
@@ -69,6 +73,10 @@ class AdditiveSampler(optuna.samplers.BaseSampler):
         self._known: dict[int, float] = {}
         """Outcomes by number of the trials that the model has been told of."""
         self._best: tuple[float, FrozenTrial] | None = None
+        self._limits: AdditiveModel | None = None
+        """Of how far trials are from the limit that they have, if there is one."""
+        self._nearest: tuple[float, FrozenTrial] | None = None
+        """The trial that is farthest below the limit, or least above it."""
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         drawn = self._draw(study.get_trials(deepcopy=False))
@@ -86,42 +94,52 @@ class AdditiveSampler(optuna.samplers.BaseSampler):
         return draw_value(param_distribution, self._rng)
 
     def _draw(self, trials: Sequence[FrozenTrial]) -> Candidate:
-        self._learn(trials)
-        first = trials[0]
-        if self._rng.random() < self.share_uniform or not first.params:
-            return self._valid(None)
-        like = draw(self.space, self.task, self._rng, (self._best[1] if self._best else first).params, ())
-        candidates = [self._valid(like) for _ in range(self.num_candidates)]
-        if self._model is None or len(candidates) == 1:
-            return candidates[0]
-        features = [self._model.features(one.params, one.distributions) for one in candidates]
-        weights = self._model.draw_weights(self._rng if self.thompson else None)
-        return candidates[int(np.argmax([sum(weights[i] * x for i, x in row.items()) for row in features]))]
-
-    def _learn(self, trials: Sequence[FrozenTrial]) -> None:
-        """Take in the trials that have ended since the last time."""
         for trial in trials:
-            if trial.number in self._known or trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
-                continue
-            losses = trial.user_attrs.get(LOSSES)
-            if not losses:
-                continue
-            if self._model is None:
-                self._model, self._reference = AdditiveModel(trial.params), losses
-            epochs = min(len(losses), len(self._reference))
-            outcome = math.log(self._reference[epochs - 1]) - math.log(max(losses[epochs - 1], 1e-6))
-            outcome = max(self.worst, outcome) if math.isfinite(outcome) else self.worst
-            self._known[trial.number] = outcome
-            share_left = 1 - len(losses) / len(self._reference)
-            self._model.add(
-                self._model.features(trial.params, trial.distributions),
-                outcome,
-                (1 + self.early_noise * max(0.0, share_left)) ** -2,
-            )
-            if trial.state == TrialState.COMPLETE:
-                score = outcome if self.base == "loss" else trial.values[0]
-                if self._best is None or score > self._best[0]:
-                    self._best = score, trial
+            if trial.number not in self._known and trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+                self._learn(trial)
+        like = None
+        if trials[0].params and self._rng.random() >= self.share_uniform:
+            _, base = self._best or self._nearest or (0.0, trials[0])
+            like = draw(self.space, self.task, self._rng, base.params, ())
+        if like is None and self._limits is None:
+            return self._valid(None)
+        candidates = self._within_limits([self._valid(like) for _ in range(self.num_candidates)])
+        if like is None or self._model is None or len(candidates) == 1:
+            return candidates[0]
+        gains = self._model.predict(candidates, self._rng if self.thompson else None)
+        return candidates[int(np.argmax(gains))]
+
+    def _learn(self, trial: FrozenTrial) -> None:
+        """Take in a trial that has ended."""
+        limits = trial.constraints
+        if limits:
+            self._limits = self._limits or AdditiveModel(trial.params, scale=LIMIT_SCALE, offset=max(limits.values()))
+            self._limits.add(trial.params, trial.distributions, max(limits.values()))
+            if self._nearest is None or max(limits.values()) < self._nearest[0]:
+                self._nearest = max(limits.values()), trial
+        losses = trial.user_attrs.get(LOSSES)
+        self._known[trial.number] = math.nan
+        if not losses:
+            return
+        if self._model is None:
+            self._model, self._reference = AdditiveModel(trial.params), losses
+        epochs = min(len(losses), len(self._reference))
+        outcome = math.log(self._reference[epochs - 1]) - math.log(max(losses[epochs - 1], 1e-6))
+        outcome = max(self.worst, outcome) if math.isfinite(outcome) else self.worst
+        self._known[trial.number] = outcome
+        share_left = max(0.0, 1 - len(losses) / len(self._reference))
+        self._model.add(trial.params, trial.distributions, outcome, (1 + self.early_noise * share_left) ** -2)
+        if trial.state == TrialState.COMPLETE:
+            score = outcome if self.base == "loss" else trial.values[0]
+            if self._best is None or score > self._best[0]:
+                self._best = score, trial
+
+    def _within_limits(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+        """Those that seem to be within the limit of the search, or else the one that seems nearest."""
+        if self._limits is None:
+            return candidates
+        over = self._limits.predict(candidates, self._rng)
+        return [one for one, by in zip(candidates, over, strict=True) if by <= 0] or [candidates[int(np.argmin(over))]]
 
     def _valid(self, like: Candidate | None) -> Candidate:
         while True:
@@ -143,10 +161,14 @@ class AdditiveModel:
 
     Args:
         reference: parameters of the configuration that others are compared with.
+        scale: of outcomes, as a multiple of what those of log-losses are.
+        offset: outcome of the reference.
     """
 
-    def __init__(self, reference: Mapping[str, Any]) -> None:
+    def __init__(self, reference: Mapping[str, Any], scale: float = 1.0, offset: float = 0.0) -> None:
         self.reference = reference
+        self.scale = scale
+        self.offset = offset
         self._columns: dict[tuple[str, Any], int] = {("", "other than the reference"): 0}
         self._gram = np.zeros((64, 64))
         self._moment = np.zeros(64)
@@ -180,13 +202,28 @@ class AdditiveModel:
             self._moment = np.pad(self._moment, (0, 64))
         return column
 
-    def add(self, features: Mapping[int, float], outcome: float, weight: float) -> None:
+    def add(
+        self,
+        params: Mapping[str, Any],
+        distributions: Mapping[str, BaseDistribution],
+        outcome: float,
+        weight: float = 1.0,
+    ) -> None:
         """Learn from one outcome; its noise has a variance of that of others divided by `weight`."""
+        features = self.features(params, distributions)
+        outcome = (outcome - self.offset) / self.scale
         columns, values = np.array(list(features), int), np.array(list(features.values()))
         self._gram[np.ix_(columns, columns)] += weight * np.outer(values, values)
         self._moment[columns] += weight * outcome * values
         self._square += weight * outcome**2
         self._num += 1
+
+    def predict(self, candidates: Sequence[Candidate], rng: np.random.Generator | None) -> np.ndarray:
+        """Outcomes (N,) of configurations by weights that :meth:`draw_weights` gives."""
+        rows = [self.features(one.params, one.distributions) for one in candidates]
+        weights = self.draw_weights(rng)
+        sums = [sum(weights[column] * value for column, value in row.items()) for row in rows]
+        return self.offset + self.scale * np.array(sums)
 
     def draw_weights(self, rng: np.random.Generator | None) -> np.ndarray:
         """Weights by column, drawn from their posterior, or without `rng` its mean."""

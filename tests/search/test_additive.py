@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 
 from cifar_ray.config import Task
 from cifar_ray.search.additive import NOISE_SDS, PRIOR_SDS, AdditiveModel, AdditiveSampler
+from cifar_ray.search.searcher import count_config_params
 from cifar_ray.search.space import Space, load_space
 from cifar_ray.search.study import LOSSES
 
@@ -48,7 +49,7 @@ def test_weights_are_those_of_ridge_regression() -> None:
         params = {"a": rng.choice(["x", "y", "z"]), "b": rng.uniform(), "c": 10 ** rng.uniform(-3, -1)}
         rows.append(model.features(params, RANGES))
         outcomes.append(0.2 * (params["a"] == "y") - 0.1 * (params["b"] - 0.5) + rng.normal(0, 0.06))
-        model.add(rows[-1], outcomes[-1], weight)
+        model.add(params, RANGES, outcomes[-1], weight)
     x = np.zeros((60, 7))
     for i, row in enumerate(rows):
         x[i, list(row)] = list(row.values())
@@ -105,6 +106,25 @@ def test_trials_that_were_stopped_early_count_against_trial_0_at_the_same_epoch(
     study.tell(trial, state=TrialState.PRUNED)
     CNN.config(study.ask(), TASK)
     assert sampler._known[1] == pytest.approx(math.log(1.2 / 1.1))
+
+
+def test_it_finds_its_way_below_a_limit_that_trial_0_is_above() -> None:
+    within = {}
+    for name, sampler in (("additive", AdditiveSampler(CNN, TASK, 0)), ("random", optuna.samplers.RandomSampler(0))):
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        study.enqueue_trial(CNN.default_params(TASK))
+        within[name] = 0
+        for _ in range(40):
+            trial = study.ask()
+            num_params = count_config_params(CNN.config(trial, TASK), TASK)
+            trial.set_constraint("max_params", math.log(num_params / 3000))
+            if num_params <= 3000:
+                within[name] += 1
+                trial.set_user_attr(LOSSES, [1.0])
+                study.tell(trial, 0.5)
+            else:
+                study.tell(trial, state=TrialState.PRUNED)
+    assert within["additive"] >= 20 > 3 * within["random"]
 
 
 def test_an_infinite_loss_and_a_trial_that_failed_do_no_harm() -> None:
