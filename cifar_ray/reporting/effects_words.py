@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from cifar_ray.reporting.experiment import (
+    EPOCH_SECONDS,
     EPOCHS,
     GAP,
     GRADIENT,
@@ -313,9 +314,26 @@ def cost(x: Experiment, factor: str) -> str | None:
     arms = x.fair_arms(factor)
     said = [f"{_level(arm)} takes {words}" for arm in arms if (words := cost_words(x, arm))]
     known = any(x.ratio(arm, column) for arm in arms for column in ("epoch_s", "num_params"))
+    unsure = [arm for arm in arms if _unsure_of_time(x, arm)]
+    if unsure:
+        seconds = [value for arm in unsure for value in x.values(arm, EPOCH_SECONDS)]
+        of_base = [value for arm in unsure for value in x.values(x.control(arm), EPOCH_SECONDS)]
+        said.append(
+            f"how long {and_list([_level(arm) for arm in unsure])} {'takes' if len(unsure) == 1 else 'take'} cannot be "
+            f"told ({short(min(seconds))} to {short(max(seconds))} seconds an epoch by seed, against "
+            f"{short(min(of_base))} to {short(max(of_base))})"
+        )
     if said:
         return f"Cost: {'; '.join(said)}."
     return "Cost: about the same time and parameters." if known else None
+
+
+def _unsure_of_time(x: Experiment, arm: Row) -> bool:
+    """Whether an arm may be slower or faster than its control by more than is worth telling, or not."""
+    row = x.effect(EPOCH_SECONDS, arm)
+    if row is None or row.get("low") is None or row.get("high") is None or is_effect(row):
+        return False
+    return bool(max(row["high"], -row["low"]) > math.log1p(OTHER_TIME) and x.values(arm, EPOCH_SECONDS))
 
 
 def cost_words(x: Experiment, arm: Row) -> str:
