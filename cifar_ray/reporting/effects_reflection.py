@@ -206,19 +206,21 @@ def more_seeds(x: Experiment) -> str | None:
 
 
 def cross(x: Experiment) -> str | None:
-    """The two factors of the largest effects, if nothing was crossed."""
+    """The two factors of the largest effects, those that gain first, if nothing was crossed."""
     if x.crosses:
         return None
+    gaining = [factor for factor in _factors(x) if better_level(x, factor)]
     largest: dict[str, float] = {}
     for factor in _factors(x):
         rows = [row for _, row in x.effects(VALIDATION, x.fair_arms(factor)) if is_effect(row)]
         if rows:
             largest[factor] = max(abs(row["difference"]) for row in rows)
-    first = sorted(largest, key=lambda factor: -largest[factor])[:2]
+    first = sorted(largest, key=lambda factor: (factor not in gaining, -largest[factor]))[:2]
     if len(first) < 2:
         return None
     flags = f"--vary {first[0]} --vary {first[1]} --cross {','.join(first)}"
-    return f"Whether the two largest effects, of {first[0]} and {first[1]}, add up: {flags}"
+    what = "gains" if set(first) <= set(gaining) else "effects"
+    return f"Whether the two largest {what}, of {first[0]} and {first[1]}, add up: {flags}"
 
 
 def lower_rate(x: Experiment) -> str | None:

@@ -237,7 +237,9 @@ def sweeps(design: Design) -> list[Sweep]:
     found = []
     for arm in [design.arms[0], *arms]:
         centre = usual.get((str(arm.factor), str(arm.level))) or arm.config.optimizer.lr
-        found.append(Sweep(arm, tuple(centre * multiple for multiple in MULTIPLES)))
+        # Rounded, but for the usual one: somebody will type it.
+        rates = tuple(centre if multiple == 1 else float(f"{centre * multiple:.3g}") for multiple in MULTIPLES)
+        found.append(Sweep(arm, rates))
     return found
 
 

@@ -435,7 +435,7 @@ def late(made: Made) -> None:
     [
         (effects_reflection.train_together, gains, "--set model/norm=none --set optimizer/lr=0.083"),
         (effects_reflection.more_seeds, nearly, "--vary dropout --seeds 12"),
-        (effects_reflection.cross, two_effects, "--vary dropout --vary residual --cross dropout,residual"),
+        (effects_reflection.cross, two_effects, "--vary residual --vary dropout --cross residual,dropout"),
         (effects_reflection.lower_rate, diverging, "--set model/kernel_sizes='[5,5,5]' --set optimizer/lr=0.083"),
         (effects_reflection.longer, late, "--max-epochs 30"),
         (effects_reflection.other_splits, gains, "--resplit"),
