@@ -344,8 +344,15 @@ def cost_words(x: Experiment, arm: Row) -> str:
         if ratio is not None and abs(ratio - 1) >= least:
             pair = f"{short(x.mean(arm, column))} against {short(x.mean(x.control(arm), column))}"
             factor = times(ratio, what, "as many") if abs(ratio - 1) >= 0.05 else f"{100 * ratio:.0f} % of the {what}"
+            if column == EPOCH_SECONDS and _is_head(arm) != _is_head(x.control(arm)):
+                pair += "; without the features of the images, which a frozen backbone computes once"
             said.append(f"{factor} ({pair})")
     return " and ".join(said)
+
+
+def _is_head(arm: Row) -> bool:
+    """Whether an arm trains a head on features that were computed before."""
+    return ((arm.get("config") or {}).get("model") or {}).get("finetune") == "head"
 
 
 PLAIN: tuple[Clause, ...] = (performance, stopping_early, divergences)

@@ -203,6 +203,18 @@ def test_cost_is_told_where_it_differs(made: Made) -> None:
     assert made.said("residual") == "Cost: about the same time and parameters."
 
 
+def test_the_seconds_of_a_head_are_told_to_leave_its_features_out(made: Made) -> None:
+    (arm,) = (one for one in made.design["arms"] if one["name"] == "residual=true")
+    arm["config"] = {**arm["config"], "model": {"finetune": "head"}}
+    made.trained("base", epoch_s=20.0)
+    made.trained("residual=true", epoch_s=0.1)
+    made.effect("residual=true", "epoch_s", difference=-5.3, low=-5.6, high=-5.0, scale="log")
+    assert made.said("residual") == (
+        "Cost: residual true takes 0.5 % of the seconds an epoch (0.1 against 20; without the features of the images, "
+        "which a frozen backbone computes once)."
+    )
+
+
 def test_a_cost_that_a_busy_machine_hides_is_not_called_the_same(made: Made) -> None:
     made.trained("base", seeds=2, epoch_s=0.6, num_params=1000)
     made.trained("base", seeds=1, epoch_s=0.7, num_params=1000)
