@@ -10,9 +10,9 @@ import numpy as np
 from cifar_ray.data.decode import Images, take_images
 from cifar_ray.data.stratified import stratified_split
 from cifar_ray.evaluation.calibration import calibration_error, fit_temperature, scaled
-from cifar_ray.evaluation.latency import Latency, time_models
+from cifar_ray.evaluation.latency import Latency
 from cifar_ray.evaluation.pictures import sample_indices, thumbnails
-from cifar_ray.evaluation.scorers import Score, score_models
+from cifar_ray.evaluation.scorers import Score, ScorerPool
 from cifar_ray.models.saved import SavedModel
 from cifar_ray.results.config_json import IN_RESULTS, temperature_of, write_card
 from cifar_ray.results.examples import find_examples
@@ -93,11 +93,8 @@ def evaluate(
 
     scored = [Group(group.names, _with_sample_of_train(group.splits)) for group in groups]
     on_corrupted = [] if scores_only else _on_corrupted(ranked)
-    scores, corrupted = _score(models, scored, on_corrupted, num_actors, resources, tell)
-    latencies: dict[str, list[Latency]] = {}
-    if not scores_only:
-        tell("evaluation: timing on an otherwise idle node")
-        latencies = _time(models, groups, resources)
+    measured = _measure(models, scored, on_corrupted, num_actors, resources, tell, timed=not scores_only)
+    scores, corrupted, latencies = measured
     rows = [row | _test_scores(scores[name]["test"]) for name, row in known.items()]
     rows = [row | (_speed(*latencies[row["config"]]) if latencies else {}) for row in rows]
     write_csv(folder.results_csv, RESULTS_COLUMNS, [*rows, *failed])
@@ -184,15 +181,21 @@ def _with_sample_of_train(splits: Mapping[str, Images]) -> dict[str, Images]:
     return {**splits, "train": _sample(splits["train"], MAX_TRAIN_IMAGES)}
 
 
-def _score(
+def _measure(
     models: Mapping[str, SavedModel],
     groups: Sequence[Group],
     on_corrupted: Sequence[str],
     num_actors: int,
     resources: dict[str, float],
     tell: Callable[[str], None],
-) -> tuple[dict[str, dict[str, Score]], list[Row]]:
-    """Scores by model, then by split; and what is recorded of those that are scored under corruptions."""
+    timed: bool,
+) -> tuple[dict[str, dict[str, Score]], list[Row], dict[str, list[Latency]]]:
+    """Score the models, and time the first one of each configuration.
+
+    Returns:
+        Scores by model, then by split; what is recorded of those that are scored under corruptions; and latencies by
+        configuration, none where nothing is `timed`.
+    """
     done: list[str] = []
 
     def on_result(key: str, result: Any) -> None:
@@ -204,27 +207,19 @@ def _score(
 
     scores: dict[str, dict[str, Score]] = {}
     corrupted: list[Row] = []
+    latencies: dict[str, list[Latency]] = {}
     for group in groups:
         of_group = {name: models[name] for name in group.names}
         chosen = [name for name in on_corrupted if name in of_group]
         to_corrupt = _sample(group.splits["test"], MAX_CORRUPTED)
-        more, corrupted_more = score_models(
-            of_group, group.splits, chosen, to_corrupt, num_actors, resources, on_result
-        )
-        scores |= more
-        corrupted += corrupted_more
-    return scores, corrupted
-
-
-def _time(
-    models: Mapping[str, SavedModel], groups: Sequence[Group], resources: dict[str, float]
-) -> dict[str, list[Latency]]:
-    """Latencies by configuration, of the first model of each."""
-    latencies: dict[str, list[Latency]] = {}
-    for group in groups:
-        first_of_config = {models[name].card["config_name"]: models[name] for name in reversed(group.names)}
-        latencies |= time_models(first_of_config, group.splits["test"].images, resources)
-    return latencies
+        with ScorerPool(group.splits, to_corrupt, num_actors, resources) as pool:
+            more, corrupted_more = pool.score(of_group, chosen, on_result)
+            scores |= more
+            corrupted += corrupted_more
+            if timed:
+                tell("evaluation: timing on an otherwise idle node")
+                latencies |= pool.time({models[name].card["config_name"]: models[name] for name in group.names[::-1]})
+    return scores, corrupted, latencies
 
 
 def _write_predictions(folder: RunFolder, groups: Sequence[Group], scores: Mapping[str, Mapping[str, Score]]) -> None:

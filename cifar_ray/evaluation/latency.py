@@ -1,16 +1,12 @@
-"""One actor, alone on its node, that times each configuration."""
+"""How long models take: timed in turn, by a process that has its node to itself."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import ray
 import torch
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cifar_ray.evaluation.scorers import use_granted_resources
 from cifar_ray.models.classifier import Classifier, forward
 from cifar_ray.models.saved import SavedModel
 
@@ -56,17 +52,24 @@ class Latency:
     """Median time of the same model, timed as one more among the others; of the first configuration alone."""
 
 
-@ray.remote
 class Timer:
-    """Times models, alone on its node."""
+    """Times models on one device.
 
-    def __init__(self, images: np.ndarray) -> None:
-        self.device = use_granted_resources()
-        self.images = torch.tensor(images[:1000], device=self.device)
+    Args:
+        images: (N, C, H, W) uint8, of which 1,000 at most are used.
+        device: to time on.
+    """
+
+    def __init__(self, images: np.ndarray, device: torch.device) -> None:
+        self.device = device
+        self.images = torch.tensor(images[:1000], device=device)
 
     @torch.inference_mode()
     def time(self, models: dict[str, SavedModel]) -> dict[str, list[Latency]]:
-        """Time single images and batches of each model, in turn; one entry each."""
+        """Time single images and batches of models, in turn; one entry each.
+
+        The first model is timed twice, as if it were two, which tells how far times can be trusted.
+        """
         first = next(iter(models))
         names = [*models, first]
         networks = [models[name].build(self.device) for name in names]
@@ -137,35 +140,3 @@ def _batch_size(network: Classifier, asked: int) -> int:
 def _milliseconds(rounds: Sequence[Sequence[float]]) -> float:
     """The median of all times."""
     return float(np.median([value for one in rounds for value in one]) * 1e3)
-
-
-def time_models(
-    models: dict[str, SavedModel], images: np.ndarray, resources: dict[str, float]
-) -> dict[str, list[Latency]]:
-    """Time models with one actor that holds every CPU of a node, and every GPU where trials use one.
-
-    Args:
-        models: by name; the first one is timed twice, as if it were two, which tells how far times can be trusted.
-        images: (N, C, H, W) uint8.
-        resources: of one trial, by Ray's names.
-    """
-    node = _node_for_timing(resources)
-    timer = Timer.options(  # type: ignore[attr-defined]
-        num_cpus=node["Resources"]["CPU"],
-        num_gpus=node["Resources"]["GPU"] if resources["GPU"] else 0,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
-    ).remote(ray.put(images))
-    latencies = ray.get(timer.time.remote(models))
-    ray.kill(timer)
-    return latencies
-
-
-def _node_for_timing(resources: dict[str, float]) -> dict[str, Any]:
-    """The entry in `ray.nodes()` of a node that a trial fits on: the driver's own, if it is one, else the largest."""
-    here = ray.get_runtime_context().get_node_id()
-    nodes = [
-        node
-        for node in ray.nodes()
-        if node["Alive"] and all(node["Resources"].get(name, 0) >= amount for name, amount in resources.items())
-    ]
-    return max(nodes, key=lambda node: (node["NodeID"] == here, node["Resources"]["CPU"]))

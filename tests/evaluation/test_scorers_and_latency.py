@@ -1,6 +1,9 @@
 """The evaluation pool on real Ray actors."""
 
+import contextlib
 import os
+import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +16,9 @@ from sklearn.metrics import log_loss, roc_auc_score
 from cifar_ray.config import TrialConfig
 from cifar_ray.data.decode import Images, take_images
 from cifar_ray.data.splits import load_data
-from cifar_ray.evaluation import latency
-from cifar_ray.evaluation.latency import NUM_ROUNDS, NUM_WARMUP, Timer, _node_for_timing, time_models
-from cifar_ray.evaluation.scorers import MAX_ROUNDS, Scorer, map_over_actors, score_models
+from cifar_ray.evaluation import latency, scorers
+from cifar_ray.evaluation.latency import NUM_ROUNDS, NUM_WARMUP, Timer
+from cifar_ray.evaluation.scorers import MAX_ROUNDS, Scorer, ScorerPool, map_over_actors, node_for_timing
 from cifar_ray.models.classifier import build_model
 from cifar_ray.models.saved import SavedModel, pack_weights
 
@@ -45,9 +48,8 @@ def test_scores_are_scikit_learns_of_the_models_probabilities(
 ) -> None:
     seen: list[str] = []
     splits = {"test": test_split, "val": take_images(test_split, np.arange(100))}
-    scores, corrupted = score_models(
-        models, splits, [], test_split, 2, {"CPU": 1, "GPU": 0}, lambda key, result: seen.append(key)
-    )
+    with ScorerPool(splits, test_split, 2, {"CPU": 1, "GPU": 0}) as pool:
+        scores, corrupted = pool.score(models, [], lambda key, result: seen.append(key))
     assert corrupted == []
     assert list(scores) == list(models)
     assert sorted(seen) == [f"model {name}" for name in models]
@@ -70,10 +72,26 @@ def test_scores_are_scikit_learns_of_the_models_probabilities(
 
 
 def test_each_model_is_timed_alone_on_the_whole_node(
-    hardware: Any, models: dict[str, SavedModel], test_split: Any
+    hardware: Any, models: dict[str, SavedModel], test_split: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = {name: models[name] for name in ("m1", "m0")}
-    timed = time_models(both, test_split.images, {"CPU": 1, "GPU": 0})
+    free: list[float] = []
+
+    @contextlib.contextmanager
+    def watched(*args: Any) -> Iterator[None]:
+        with rest_of(*args):
+            time.sleep(1)  # by then Ray tells that the other actor has ended
+            free.append(ray.available_resources().get("CPU", 0.0))
+            yield
+
+    rest_of = scorers._rest_of
+    monkeypatch.setattr(scorers, "_rest_of", watched)
+    with ScorerPool({"test": test_split}, test_split, 2, {"CPU": 1, "GPU": 0}) as pool:
+        pool.score(models, [], lambda key, result: None)
+        scored_by = list(pool._actors)
+        timed = pool.time(both)
+        assert len(scored_by) == 2 and pool._actors == scored_by[:1]  # the one that is left has imported all already
+    assert free == [0.0], "while it times nothing else is given a CPU"
     assert list(timed) == ["m1", "m0"]
     for name, of_model in timed.items():
         assert [one.batch_size for one in of_model] == [1, 256]
@@ -83,6 +101,14 @@ def test_each_model_is_timed_alone_on_the_whole_node(
             assert 0 < one.round_ms_low <= one.latency_ms_p50 <= min(one.round_ms_high, one.latency_ms_p95)
             assert one.images_per_s == pytest.approx(one.batch_size / one.latency_ms_p50 * 1e3)
             assert (one.again_ms_p50 is not None) == (name == "m1")
+
+
+def test_models_are_timed_without_having_been_scored(
+    hardware: Any, models: dict[str, SavedModel], test_split: Any
+) -> None:
+    with ScorerPool({"test": test_split}, test_split, 2, {"CPU": 1, "GPU": 0}) as pool:
+        (timed,) = pool.time({"m0": models["m0"]}).values()
+    assert [one.threads for one in timed] == [hardware.num_cpus] * 2
 
 
 @pytest.mark.parametrize(
@@ -97,7 +123,7 @@ def test_models_are_timed_on_the_drivers_node_where_a_trial_fits_on_it(
     entries.append({"NodeID": "dead", "Alive": False, "Resources": {"CPU": 99.0, "GPU": 9.0}})
     monkeypatch.setattr(ray, "nodes", lambda: entries)
     monkeypatch.setattr(type(ray.get_runtime_context()), "get_node_id", lambda self: drivers_node)
-    assert _node_for_timing({"CPU": 1, "GPU": gpus_per_trial})["NodeID"] == chosen
+    assert node_for_timing({"CPU": 1, "GPU": gpus_per_trial})["NodeID"] == chosen
 
 
 @ray.remote(num_cpus=0)
@@ -119,7 +145,9 @@ def work(actor: Any, key: str, item: str) -> Any:
 @pytest.mark.parametrize("num_actors", [1, 2])
 def test_a_dead_actor_loses_no_item(hardware: Any, tmp_path: Any, num_actors: int) -> None:
     items = {"a": "fine", "b": f"once:{tmp_path}/b", "c": "fine", "d": f"once:{tmp_path}/d", "e": "fine"}
-    assert map_over_actors(Mortal.remote, num_actors, work, items) == items
+    results, left = map_over_actors(Mortal.remote, num_actors, work, items)
+    assert results == items
+    assert len(ray.get([actor.work.remote("a", "fine") for actor in left])) == len(left), "a dead actor is left"
 
 
 def test_an_item_that_kills_every_actor_is_named(hardware: Any) -> None:
@@ -128,9 +156,7 @@ def test_an_item_that_kills_every_actor_is_named(hardware: Any) -> None:
 
 
 def test_the_timing_of_a_slow_model_is_cut_short_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    timer_class = Timer.__ray_metadata__.modified_class  # type: ignore[attr-defined]
-    timer = timer_class.__new__(timer_class)
-    timer.device, timer.images = torch.device("cpu"), torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    timer = Timer(np.zeros((4, 1, 8, 8), np.uint8), torch.device("cpu"))
     calls: list[int] = []
 
     class Network:
@@ -155,9 +181,7 @@ def test_the_timing_of_a_slow_model_is_cut_short_and_says_so(monkeypatch: pytest
 
 
 def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    timer_class = Timer.__ray_metadata__.modified_class  # type: ignore[attr-defined]
-    timer = timer_class.__new__(timer_class)
-    timer.device, timer.images = torch.device("cpu"), torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    timer = Timer(np.zeros((4, 1, 8, 8), np.uint8), torch.device("cpu"))
     monkeypatch.setattr(latency, "BATCHES_TIMED", {1: 10})
     monkeypatch.setattr(latency, "NUM_WARMUP", 1)
     calls: list[str] = []
@@ -184,13 +208,12 @@ def test_models_are_timed_in_the_precision_that_they_are_scored_in(monkeypatch: 
     network = build_model(TrialConfig(), num_classes=10, channels=1, image_size=8).eval()
     network.register_forward_hook(lambda module, images, logits: precisions.append(logits.dtype))
     saved: Any = SimpleNamespace(build=lambda device: network)
-    calls = {Scorer: lambda it: it.score("m", saved), Timer: lambda it: it.time({"m": saved})}
-    for actor, call in calls.items():
-        actor_class = actor.__ray_metadata__.modified_class
-        actor_object = actor_class.__new__(actor_class)
-        actor_object.device = torch.device("cpu")
-        actor_object.images = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
-        actor_object.splits = {"test": Images(actor_object.images.numpy(), np.arange(20) % 10)}
-        call(actor_object)
+    images = np.zeros((20, 1, 8, 8), np.uint8)
+    scorer_class = Scorer.__ray_metadata__.modified_class  # type: ignore[attr-defined]
+    scorer = scorer_class.__new__(scorer_class)
+    scorer.device = torch.device("cpu")
+    scorer.splits = {"test": Images(images, np.arange(20) % 10)}
+    for use in (lambda: scorer.score("m", saved), lambda: Timer(images, scorer.device).time({"m": saved})):
+        use()
         assert set(precisions) == {torch.bfloat16}
         precisions.clear()
