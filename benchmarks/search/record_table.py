@@ -7,10 +7,10 @@ Goes on with what `benchmarks/search/tables/NAME.csv` holds already. Two fifths 
 fifths differ from the default recipe in 1 to 5 parameters, one fifth so from one of the best twentieth so far, by the
 log-loss on validation images. Two processes of one thread each; times are CPU times, so other work does not count.
 
-A row of the table: `origin`; the parameters, as JSON; then for each seed, parted by `|`, the validation images that
-were right after each epoch, the validation log-loss in thousandths (a list that ends early: the loss became infinite
-or NaN), CPU seconds an epoch, and images of the holdout that are right, and the log-loss there, with the weights of
-the best validation epoch (empty where there are none).
+A row of the table: `origin`; the parameters, empty where they are not drawn; then for each seed, parted by `|`, the
+validation images that were right after each epoch, the validation log-loss in thousandths (a list that ends early: the
+loss became infinite or NaN), CPU seconds an epoch, and images of the holdout that are right, and the log-loss there,
+with the weights of the best validation epoch (empty where there are none).
 """
 
 import argparse
@@ -33,7 +33,7 @@ from torch.nn import functional
 
 from cifar_ray.config import TrialConfig, trial_config
 from cifar_ray.search.mutation import Candidate, Params, draw, mutate
-from cifar_ray.search.space import load_space
+from cifar_ray.search.space import load_space, param_domains, sample_space
 from cifar_ray.training.device_data import DeviceData
 from cifar_ray.training.loop import Experiment, NonFiniteLossError, eval_model, run_experiment
 
@@ -46,7 +46,8 @@ NUM_DEFAULTS = 8
 GENERATION = 100
 """Configurations that are drawn knowing the same earlier ones."""
 
-COLUMNS = ("origin", "params", "right", "loss", "epoch_s", "holdout_right", "holdout_loss")
+MEASURED = ("right", "loss", "epoch_s", "holdout_right", "holdout_loss")
+"""Columns with a part for each seed."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def read_table(path: Path) -> list[Recorded]:
         return []
     found = []
     for row in csv.DictReader(path.read_text().splitlines()):
-        cells = zip(*(row[name].split("|") for name in COLUMNS[2:]), strict=True)
+        cells = zip(*(row.pop(name).split("|") for name in MEASURED), strict=True)
         curves = tuple(
             Curve(
                 [int(one) for one in right.split()],
@@ -113,16 +114,22 @@ def read_table(path: Path) -> list[Recorded]:
             )
             for right, loss, epoch_s, holdout_right, holdout_loss in cells
         )
-        found.append(Recorded(row["origin"], json.loads(row["params"]), curves))
+        origin = row.pop("origin")
+        found.append(Recorded(origin, {name: json.loads(text) for name, text in row.items() if text}, curves))
     return found
 
 
-def cells(recorded: Recorded) -> list[str]:
+def param_names(task: SearchTask) -> list[str]:
+    """All parameters that the space may draw."""
+    return sorted(param_domains(trial for trial, _ in sample_space(load_space("cnn"), task.task, 500)))
+
+
+def cells(recorded: Recorded, names: Sequence[str]) -> list[str]:
     curves = recorded.curves
     params = {name: float(f"{v:.4g}") if isinstance(v, float) else v for name, v in recorded.params.items()}
     return [
         recorded.origin,
-        json.dumps(params, separators=(",", ":")),
+        *(json.dumps(params[name]) if name in params else "" for name in names),
         "|".join(" ".join(map(str, curve.right)) for curve in curves),
         "|".join(" ".join(f"{1000 * min(loss, 99):.0f}" for loss in curve.loss) for curve in curves),
         "|".join(f"{curve.epoch_s:.4f}" for curve in curves),
@@ -164,12 +171,12 @@ def main() -> None:
     if path.exists():  # a row that was cut short is trained again
         whole = path.read_bytes()
         path.write_bytes(whole[: whole.rfind(b"\n") + 1])
-    table = read_table(path)
+    table, names = read_table(path), param_names(task)
     began = time.monotonic()
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool, path.open("a", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         if not file.tell():
-            writer.writerow(COLUMNS)
+            writer.writerow(("origin", *names, *MEASURED))
         while len(table) < task.num_table:
             end = min(task.num_table, (len(table) // GENERATION + 1) * GENERATION)
             known = table[: len(table) // GENERATION * GENERATION]
@@ -177,7 +184,7 @@ def main() -> None:
             jobs = [(task, source, origin, one.params, one.config.to_dict(), number) for number, origin, one in chosen]
             for recorded in pool.map(train_row, jobs):
                 table.append(recorded)
-                writer.writerow(cells(recorded))
+                writer.writerow(cells(recorded, names))
                 file.flush()
             print(f"{len(table)} of {task.num_table} after {time.monotonic() - began:.0f} s", flush=True)
     by_origin = itertools.groupby(sorted(table, key=lambda one: one.origin), key=lambda one: one.origin)

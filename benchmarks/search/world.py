@@ -65,7 +65,7 @@ class Forest:
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         row = features.reshape(1, -1)
-        return np.mean([tree.tree_.predict(row)[0, :, 0] for tree in self.model.estimators_], 0)
+        return np.mean([tree.tree_.predict(row).reshape(-1) for tree in self.model.estimators_], 0)
 
 
 class World:
@@ -75,7 +75,11 @@ class World:
         self.task = task
         self.encode = Encoder(table)
         features = np.stack([self.encode(one.params) for one in table])
-        self._forest = Forest(features, np.stack([_targets(task, one) for one in table]))
+        finished = np.array([any(curve.holdout for curve in one.curves) for one in table])
+        targets = [_targets(task, one) for one, known in zip(table, finished, strict=True) if known]
+        self._forest = Forest(features[finished], np.stack(targets))
+        failed = [[np.mean([curve.holdout is None for curve in one.curves])] for one in table]
+        self._failures = Forest(features, np.array(failed))
         self._known: dict[bytes, np.ndarray] = {}
         both = [one for one in table if all(curve.holdout for curve in one.curves)]
         first, second = (np.stack([_path(task, one.curves[seed]) for one in both]) for seed in (0, 1))
@@ -86,11 +90,11 @@ class World:
         features = self.encode(params)
         key = features.tobytes()
         if key not in self._known:
-            self._known[key] = self._forest(features)
+            self._known[key] = np.concatenate([self._forest(features), self._failures(features)])
         return self._known[key]
 
     def truth(self, params: Mapping[str, Any]) -> float:
-        """Expected holdout accuracy, in percent."""
+        """Expected holdout accuracy, in percent, of a training that does not fail."""
         return float(100 * _inverse_logit(self._expected(params)[-3]))
 
     def train(self, params: Mapping[str, Any], rng: np.random.Generator) -> Training:
@@ -109,12 +113,13 @@ class World:
 def cross_validate(task: SearchTask, table: Sequence[Recorded]) -> dict[str, float]:
     """How well the forests tell configurations that they have not seen: of the log-loss at the end of a training."""
     encode = Encoder(table)
+    table = [one for one in table if any(curve.holdout for curve in one.curves)]
     features = np.stack([encode(one.params) for one in table])
     targets = np.stack([_targets(task, one) for one in table])
     found = np.empty_like(targets)
     for train, held_out in KFold(NUM_FOLDS, shuffle=True, random_state=0).split(features):
         found[held_out] = Forest(features[train], targets[train]).model.predict(features[held_out])
-    accuracy, guess = (100 * _inverse_logit(values[:, -3]) for values in (targets, found))
+    accuracy, guess = (100 * _inverse_logit(values[:, -2]) for values in (targets, found))
     top = accuracy >= np.quantile(accuracy, 0.9)
     seeds = [[100 * _accuracy(task, curve.holdout[0]) for curve in one.curves if curve.holdout] for one in table]
     pairs = np.array([pair for pair in seeds if len(pair) == 2])
@@ -130,21 +135,18 @@ def cross_validate(task: SearchTask, table: Sequence[Recorded]) -> dict[str, flo
 
 
 def _targets(task: SearchTask, one: Recorded) -> np.ndarray:
-    """(2 * epochs + 3,): the mean path, the logit of the holdout accuracy, log seconds an epoch, share that failed."""
+    """(2 * epochs + 2,): path, logit of the holdout accuracy, log seconds an epoch; means over seeds that finished."""
     finished = [curve for curve in one.curves if curve.holdout]
-    paths = [_path(task, curve) for curve in finished or one.curves]
-    chance = 1 / task.num_classes
-    holdout = np.mean([_accuracy(task, curve.holdout[0]) for curve in finished if curve.holdout] or [chance])
-    epoch_s = np.mean([curve.epoch_s for curve in one.curves])
-    failed = 1 - len(finished) / len(one.curves)
-    return np.concatenate([np.mean(paths, 0), [_logit(holdout), np.log(epoch_s), failed]])
+    holdout = [_logit(_accuracy(task, curve.holdout[0])) for curve in finished if curve.holdout]
+    epoch_s = [np.log(curve.epoch_s) for curve in finished]
+    return np.concatenate(
+        [np.mean([_path(task, curve) for curve in finished], 0), [np.mean(holdout), np.mean(epoch_s)]]
+    )
 
 
 def _path(task: SearchTask, curve: Curve) -> np.ndarray:
-    """(2 * epochs,): logit of the accuracy, then logarithm of the log-loss; after a failure that of guessing."""
-    right = np.full(task.max_epochs, task.num_val / task.num_classes)
-    loss = np.full(task.max_epochs, np.log(task.num_classes))
-    right[: len(curve.right)], loss[: len(curve.loss)] = curve.right, curve.loss
+    """(2 * epochs,): logit of the accuracy, then logarithm of the log-loss."""
+    right, loss = np.array(curve.right), np.array(curve.loss)
     return np.concatenate([_logit((right + 0.5) / (task.num_val + 1)), np.log(np.maximum(loss, 1e-3))])
 
 

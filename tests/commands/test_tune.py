@@ -67,7 +67,7 @@ def test_run_json_says_how_the_run_came_about(run: Any) -> None:
 def test_every_trial_has_its_record_and_its_history(run: Any) -> None:
     records = read_trials(run[0] / "trials.jsonl")
     assert [record["number"] for record in records] == list(range(5))
-    assert records[0]["name"] == "default" and records[0]["state"] == "complete"
+    assert records[0]["name"] == "default"  # which is stopped early too, where another trial is ahead of it
     assert {record["state"] for record in records} <= {"complete", "pruned"}
     for record in records:
         history = read_csv(run[0] / "trials" / f"{record['number']:04d}" / "history.csv")
