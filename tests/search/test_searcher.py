@@ -26,10 +26,10 @@ from cifar_ray.results.records import TRIAL_SECONDS, slot_seconds
 from cifar_ray.search import asha, tuner
 from cifar_ray.search.asha import rungs
 from cifar_ray.search.progress import MAX_INFEASIBLE, Progress, TimeLimit
-from cifar_ray.search.samplers import tpe
+from cifar_ray.search.samplers import sampler_of
 from cifar_ray.search.searcher import StudySearcher, TrialSlots
 from cifar_ray.search.space import Space, load_space
-from cifar_ray.search.study import RECORD, SpaceStudy, open_study, study_records
+from cifar_ray.search.study import LOSSES, RECORD, SpaceStudy, open_study, study_records
 from cifar_ray.search.trial import REPORT_EVERY_S, ROWS
 from cifar_ray.training.device_data import DeviceData
 from cifar_ray.training.loop import Experiment, run_experiment
@@ -91,6 +91,13 @@ def test_a_complete_trial_is_told_with_its_best_value_and_every_intermediate_one
     assert list(trial.intermediate_values) == list(range(1, MAX_EPOCHS + 1))
     assert trial.value == max(row["val_metric"] for row in recorder.rows[0])
     assert list(trial.intermediate_values.values()) == [row["best_val_metric"] for row in recorder.rows[0]]
+
+
+def test_the_losses_of_each_epoch_are_there_for_the_sampler(mixed: Any) -> None:
+    tmp_path, _, recorder = mixed
+    for trial in reopen(tmp_path).trials:
+        losses = [row["val_loss"] for row in recorder.rows.get(trial.number, [])]
+        assert trial.user_attrs[LOSSES] == pytest.approx(losses, abs=1e-4)
 
 
 def test_a_pruned_trial_keeps_the_value_it_was_stopped_at(mixed: Any) -> None:
@@ -354,9 +361,13 @@ def test_a_killed_search_goes_on_with_what_was_running_under_its_number_and_para
     assert trials[2].intermediate_values[1] == 0.25  # what it had reported before stays
 
 
-def test_what_is_fixed_is_in_every_trial_of_a_search_and_in_no_parameter_of_its_study(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sampler", ["tpe", "additive"])
+def test_what_is_fixed_is_in_every_trial_of_a_search_and_in_no_parameter_of_its_study(
+    tmp_path: Path, sampler: str
+) -> None:
     space = replace(load_space("cnn"), fixed={"model/dropout": "0.35", "optimizer/name": "adamw", "tta": "flip"})
-    study, recorder = open_study(tmp_path / "study.journal", "cnn", tpe, seed=0), Recorder()
+    make_sampler = sampler_of(sampler, space, TASK)
+    study, recorder = open_study(tmp_path / "study.journal", "cnn", make_sampler, seed=0), Recorder()
     slots = TrialSlots(5, {"CPU": 1, "GPU": 0})
     searcher = StudySearcher(SpaceStudy(space, study), TASK, 0, Progress([], 5), slots, recorder)
     configs = []
