@@ -296,6 +296,8 @@ def with_values(config: TrialConfig, texts: Mapping[str, str], source: str) -> T
 
 def replaced(config: TrialConfig, values: Mapping[str, Any], source: str) -> TrialConfig:
     """The same with values in place of texts. Raises as :func:`with_values`."""
+    if not values:
+        return config
     changed = config.to_dict()
     for path, value in values.items():
         holder, where = _holder(changed, path)
@@ -303,7 +305,7 @@ def replaced(config: TrialConfig, values: Mapping[str, Any], source: str) -> Tri
         if key not in holder:
             raise InputError(f"{source}: {path}: no such key; {where or 'a configuration'} has {', '.join(holder)}")
         holder[key] = value
-    return trial_config(changed, source) if values else config
+    return trial_config(changed, source)
 
 
 def has_value(config: TrialConfig, path: str) -> bool:

@@ -56,7 +56,7 @@ class Space:
             raise self._told(error) from error
         config = trial_config(values, self._source)
         others = {key: text for key, text in self.fixed.items() if key not in fixing.met and has_value(config, key)}
-        return with_values(config, others, self._source) if others else config
+        return with_values(config, others, self._source)
 
     def default_config(self, task: Task) -> TrialConfig:
         """The configuration of trial 0. Raises as :meth:`default_params`."""
