@@ -28,6 +28,18 @@ NOISE_SDS = (0.03, 0.06, 0.12, 0.25)
 """Those that outcomes may have around the sum: what seeds do, and what choices do together."""
 
 
+SHARE_UNIFORM = 0.15
+"""Share of the trials that are drawn from all of the space."""
+
+MAX_CHANGES = 4
+"""Parameters, at most, that a mutation draws anew."""
+
+WORST = -0.7
+"""Outcomes below it, twice the log-loss, count as that: how bad a bad trial is tells nothing of good ones."""
+
+EARLY_NOISE = 1.0
+"""How much larger the noise of a trial is that was stopped at once, as a part of that of one that was not."""
+
 LIMIT_SCALE = 5.0
 """How much more a choice adds to the logarithm of the number of parameters than to that of the log-loss."""
 
@@ -51,27 +63,17 @@ class AdditiveSampler(optuna.samplers.BaseSampler):
         task: Task,
         seed: int,
         num_candidates: int = 40,
-        share_uniform: float = 0.15,
-        max_changes: int = 4,
-        worst: float = -0.7,
-        early_noise: float = 1.0,
-        thompson: bool = True,
-        base: str = "loss",
     ) -> None:
         self.space = space
         self.task = task
         self.num_candidates = num_candidates
-        self.share_uniform = share_uniform
-        self.max_changes = max_changes
-        self.worst = worst
-        self.early_noise = early_noise
-        self.thompson = thompson
-        self.base = base
         self._rng = np.random.default_rng(seed)
         self._drawn: dict[str, Any] = {}
         self._model: AdditiveModel | None = None
-        self._known: dict[int, float] = {}
-        """Outcomes by number of the trials that the model has been told of."""
+        self._reference: list[float] = []
+        """Losses of the trial that outcomes are differences from: the first one that has any."""
+        self._known: set[int] = set()
+        """Numbers of the trials that were taken in."""
         self._best: tuple[float, FrozenTrial] | None = None
         self._limits: AdditiveModel | None = None
         """Of how far trials are from the limit that they have, if there is one."""
@@ -97,16 +99,15 @@ class AdditiveSampler(optuna.samplers.BaseSampler):
         for trial in trials:
             if trial.number not in self._known and trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
                 self._learn(trial)
-        like = None
-        if trials[0].params and self._rng.random() >= self.share_uniform:
-            _, base = self._best or self._nearest or (0.0, trials[0])
-            like = draw(self.space, self.task, self._rng, base.params, ())
+        like: FrozenTrial | None = None
+        if trials[0].params and self._rng.random() >= SHARE_UNIFORM:
+            _, like = self._best or self._nearest or (0.0, trials[0])
         if like is None and self._limits is None:
             return self._valid(None)
         candidates = self._within_limits([self._valid(like) for _ in range(self.num_candidates)])
         if like is None or self._model is None or len(candidates) == 1:
             return candidates[0]
-        gains = self._model.predict(candidates, self._rng if self.thompson else None)
+        gains = self._model.predict(candidates, self._rng)
         return candidates[int(np.argmax(gains))]
 
     def _learn(self, trial: FrozenTrial) -> None:
@@ -118,21 +119,17 @@ class AdditiveSampler(optuna.samplers.BaseSampler):
             if self._nearest is None or max(limits.values()) < self._nearest[0]:
                 self._nearest = max(limits.values()), trial
         losses = trial.user_attrs.get(LOSSES)
-        self._known[trial.number] = math.nan
+        self._known.add(trial.number)
         if not losses:
             return
         if self._model is None:
             self._model, self._reference = AdditiveModel(trial.params), losses
         epochs = min(len(losses), len(self._reference))
-        outcome = math.log(self._reference[epochs - 1]) - math.log(max(losses[epochs - 1], 1e-6))
-        outcome = max(self.worst, outcome) if math.isfinite(outcome) else self.worst
-        self._known[trial.number] = outcome
+        outcome = _outcome(losses[epochs - 1], self._reference[epochs - 1])
         share_left = max(0.0, 1 - len(losses) / len(self._reference))
-        self._model.add(trial.params, trial.distributions, outcome, (1 + self.early_noise * share_left) ** -2)
-        if trial.state == TrialState.COMPLETE:
-            score = outcome if self.base == "loss" else trial.values[0]
-            if self._best is None or score > self._best[0]:
-                self._best = score, trial
+        self._model.add(trial.params, trial.distributions, outcome, (1 + EARLY_NOISE * share_left) ** -2)
+        if trial.state == TrialState.COMPLETE and (self._best is None or outcome > self._best[0]):
+            self._best = outcome, trial
 
     def _within_limits(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
         """Those that seem to be within the limit of the search, or else the one that seems nearest."""
@@ -141,15 +138,21 @@ class AdditiveSampler(optuna.samplers.BaseSampler):
         over = self._limits.predict(candidates, self._rng)
         return [one for one, by in zip(candidates, over, strict=True) if by <= 0] or [candidates[int(np.argmin(over))]]
 
-    def _valid(self, like: Candidate | None) -> Candidate:
+    def _valid(self, like: FrozenTrial | None) -> Candidate:
         while True:
             try:
                 if like is None:
                     return draw(self.space, self.task, self._rng, {}, ())
-                num_changes = int(self._rng.integers(1, self.max_changes + 1))
+                num_changes = int(self._rng.integers(1, MAX_CHANGES + 1))
                 return mutate(self.space, self.task, self._rng, like, num_changes)
             except InputError:
                 continue  # the space does not allow it
+
+
+def _outcome(loss: float, reference: float) -> float:
+    """How far the logarithm of a log-loss lies below that of the reference."""
+    outcome = math.log(reference) - math.log(max(loss, 1e-6))
+    return max(WORST, outcome) if math.isfinite(outcome) else WORST
 
 
 class AdditiveModel:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FixedTrial
+from optuna.trial import FixedTrial, FrozenTrial
 
 from cifar_ray.config import Task, TrialConfig
 from cifar_ray.search.space import Space
@@ -52,7 +52,9 @@ def draw(
     return Candidate(dict(trial.params), dict(trial.distributions), config)
 
 
-def mutate(space: Space, task: Task, rng: np.random.Generator, like: Candidate, num_changes: int) -> Candidate:
+def mutate(
+    space: Space, task: Task, rng: np.random.Generator, like: Candidate | FrozenTrial, num_changes: int
+) -> Candidate:
     """Draw a configuration that differs from another one in so many parameters, and in those that come with them.
 
     Raises:
@@ -81,37 +83,48 @@ class _Redrawn(FixedTrial):
     """Gives values that are known, and draws the others when it is asked for them."""
 
     def __init__(self, like: Mapping[str, Any], anew: Collection[str], rng: np.random.Generator) -> None:
+        super().__init__({})
         self._like = like
         self._anew = anew
         self._rng = rng
-        self._values: Params = {}
-        super().__init__(self._values)
+        self._settled: Params = {}
+        self._ranges: dict[str, BaseDistribution] = {}
+
+    @property
+    def params(self) -> Params:
+        return self._settled
+
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        return self._ranges
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
-        self._settle(name, FloatDistribution(low, high, log=log, step=step))
-        return super().suggest_float(name, low, high, step=step, log=log)
+        return float(self._settle(name, FloatDistribution(low, high, log=log, step=step)))
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        self._settle(name, IntDistribution(low, high, log=log, step=step))
-        return super().suggest_int(name, low, high, step=step, log=log)
+        return int(self._settle(name, IntDistribution(low, high, log=log, step=step)))
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        self._settle(name, CategoricalDistribution(choices))
-        return super().suggest_categorical(name, choices)
+        return self._settle(name, CategoricalDistribution(choices))
 
-    def _settle(self, name: str, distribution: BaseDistribution) -> None:
-        if name in self._values:
-            return
+    def _settle(self, name: str, distribution: BaseDistribution) -> Any:
+        if name not in self._settled:
+            self._ranges[name] = distribution
+            self._settled[name] = self._value(name, distribution)
+        return self._settled[name]
+
+    def _value(self, name: str, distribution: BaseDistribution) -> Any:
         known = name in self._like and _contains(distribution, self._like[name])
         if known and name not in self._anew:
-            self._values[name] = self._like[name]
-            return
-        for _ in range(MAX_REDRAWS):
-            value = self._values[name] = draw_value(distribution, self._rng)
-            if not known or value != self._like[name]:
-                return
+            return self._like[name]
+        value = draw_value(distribution, self._rng)
+        for _ in range(MAX_REDRAWS if known else 0):
+            if value != self._like[name]:
+                break
+            value = draw_value(distribution, self._rng)
+        return value
 
 
 def _contains(distribution: BaseDistribution, value: Any) -> bool:

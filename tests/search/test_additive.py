@@ -97,15 +97,19 @@ def test_it_finds_what_was_planted(seed: int) -> None:
     assert sum(params.get("model/activation") == "mish" for params in late) >= 12
 
 
-def test_trials_that_were_stopped_early_count_against_trial_0_at_the_same_epoch() -> None:
-    sampler = AdditiveSampler(CNN, TASK, 0)
-    study = search(sampler, 1, lambda params: 1.0)
-    trial = study.ask()
-    CNN.config(trial, TASK)
-    trial.set_user_attr(LOSSES, [1.1])  # after one epoch trial 0 had 1.2
-    study.tell(trial, state=TrialState.PRUNED)
+def test_trials_that_were_stopped_early_count_against_trial_0_at_the_same_epoch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[float] = []
+    monkeypatch.setattr(AdditiveModel, "add", lambda self, params, distributions, outcome, weight: told.append(outcome))
+    study = search(AdditiveSampler(CNN, TASK, 0), 1, lambda params: 1.0)
+    for losses in ([1.1], [1.1, 1.05]):  # after one epoch trial 0 had 1.2, after two 1.1
+        trial = study.ask()
+        CNN.config(trial, TASK)
+        trial.set_user_attr(LOSSES, losses)
+        study.tell(trial, state=TrialState.PRUNED)
     CNN.config(study.ask(), TASK)
-    assert sampler._known[1] == pytest.approx(math.log(1.2 / 1.1))
+    assert told == pytest.approx([0.0, math.log(1.2 / 1.1), math.log(1.1 / 1.05)])
 
 
 def test_it_finds_its_way_below_a_limit_that_trial_0_is_above() -> None:
