@@ -4,8 +4,9 @@ import os
 import textwrap
 from collections.abc import Sequence
 
-from cifar_ray.cli.flags import TrainSettings, run_settings
+from cifar_ray.cli.flags import TrainSettings
 from cifar_ray.cli.parser import parse_flags, run_command
+from cifar_ray.cli.resume import run_settings
 from cifar_ray.presets import PRESETS
 
 EPILOG = f"""\

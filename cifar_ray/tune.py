@@ -3,8 +3,9 @@
 import os
 from collections.abc import Sequence
 
-from cifar_ray.cli.flags import TuneSettings, run_settings
+from cifar_ray.cli.flags import TuneSettings
 from cifar_ray.cli.parser import parse_flags, run_command
+from cifar_ray.cli.resume import run_settings
 
 EPILOG = """\
 spaces: cnn (convolutional networks from scratch), resnet (pretrained ResNets), or a Python file of your own.

@@ -72,6 +72,11 @@ class _OneLineParser(argparse.ArgumentParser):
         raise InputError(f"{message} (see --help)")
 
 
+def option_of(name: str) -> str:
+    """How the field of that name is given: `--max-epochs`."""
+    return "--" + name.replace("_", "-")
+
+
 def parse_flags(settings: type, command: str, argv: Sequence[str], epilog: str = "") -> dict[str, Any]:
     """Parse `argv` into values for the fields of the dataclass `settings`: those that are given, and no others.
 
@@ -93,7 +98,7 @@ def parse_flags(settings: type, command: str, argv: Sequence[str], epilog: str =
     groups: dict[str, Sequence[str]] = getattr(settings, "groups", {})
     hints = typing.get_type_hints(settings)
     fields = {field.name: field for field in dataclasses.fields(settings)}
-    options = {name: name if f.metadata["positional"] else "--" + name.replace("_", "-") for name, f in fields.items()}
+    options = {name: name if f.metadata["positional"] else option_of(name) for name, f in fields.items()}
     sections: dict[str, Any] = {}
     for heading, names in groups.items():
         sections |= dict.fromkeys(names, parser.add_argument_group(heading))

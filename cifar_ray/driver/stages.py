@@ -13,6 +13,7 @@ import torch
 
 from cifar_ray.cli.console import Console
 from cifar_ray.cli.flags import TrainingSettings
+from cifar_ray.cli.parser import option_of
 from cifar_ray.config import Task, TrialConfig
 from cifar_ray.data.decode import Images
 from cifar_ray.data.labelled import split_fingerprint
@@ -61,7 +62,7 @@ def started(
         if run.finished:
             console.line(f"this run has come to its end: {run.folder.report_html}")
             given = [name for name in run.settings.extendable if getattr(run.settings, name) is not None]
-            if more := " or ".join(f"--{name.replace('_', '-')}" for name in given):
+            if more := " or ".join(map(option_of, given)):
                 console.line(f"to extend it, resume it with more {more}")
             yield None
             return

@@ -15,10 +15,10 @@ from cifar_ray.cli.flags import (
     TrainSettings,
     TuneSettings,
     count,
-    run_settings,
     seconds,
 )
 from cifar_ray.cli.parser import parse_flags
+from cifar_ray.cli.resume import run_settings
 from cifar_ray.errors import InputError
 from cifar_ray.files import write_json
 from cifar_ray.presets import PRESETS
