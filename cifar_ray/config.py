@@ -30,6 +30,8 @@ NonNegativeFloat = Annotated[float, pydantic.Field(ge=0.0, allow_inf_nan=False)]
 
 Flip = Literal["none", "random", "alternating"]
 
+Precision = Literal["fp32", "bf16"]
+
 STRICT_KEYS = pydantic.ConfigDict(extra="forbid")
 
 
@@ -226,6 +228,9 @@ class TrialConfig:
     tta: Literal["none", "flip"] = "none"
     """Test-time augmentation: with `flip` the logits of an image are the mean of its own and of its mirror image's. It
     is part of the model, which takes twice as long for it, wherever it is evaluated or used."""
+    precision: Precision = "fp32"
+    """What the network computes in, in training and afterwards; with `bf16` weights stay fp32, and PyTorch's autocast
+    chooses what is computed in bfloat16. The models of a run all have the same: `--precision`."""
 
     @pydantic.field_validator("model", mode="before")
     @classmethod

@@ -37,6 +37,7 @@ UNUSUAL: dict[str, Any] = {
     "sync_batch_norm": True,
     "class_weights": "balanced",
     "tta": "flip",
+    "precision": "bf16",
 }
 """A configuration in which every value but the family differs from its default."""
 

@@ -187,7 +187,7 @@ def main() -> None:
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         for name in args.tasks:
             table = read_table(TABLES / f"{name}.csv")
-            facts = ", ".join(f"{what} {value:.2f}" for what, value in cross_validate(TASKS[name], table).items())
+            facts = cross_validate(TASKS[name], table)
             print(f"\n{name}: {len(table)} recorded configurations; {facts}; {args.slots} slots, n = {args.seeds}\n")
             jobs = [(name, arm, args.slots, seed) for arm, seed in itertools.product(arms, seeds)]
             results = dict(zip(jobs, pool.map(run, jobs), strict=True))

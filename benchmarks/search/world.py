@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from record_table import Curve, Recorded
 from scipy.stats import spearmanr
-from sklearn.ensemble import ExtraTreesRegressor
+from sklearn.ensemble import RandomForestRegressor
 from sklearn.model_selection import KFold
 from tasks import SearchTask
 
@@ -60,7 +60,7 @@ class Forest:
     """Trees that are asked for one configuration at a time, which scikit-learn's own `predict` is slow at."""
 
     def __init__(self, features: np.ndarray, targets: np.ndarray) -> None:
-        self.model = ExtraTreesRegressor(NUM_TREES, min_samples_leaf=2, random_state=0, n_jobs=2)
+        self.model = RandomForestRegressor(NUM_TREES, min_samples_leaf=2, max_features=0.4, random_state=0, n_jobs=2)
         self.model.fit(features, targets)
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
@@ -110,8 +110,8 @@ class World:
         return Training(accuracy[:end], np.exp(path[num_epochs:])[:end], float(np.exp(expected[-2])), failed)
 
 
-def cross_validate(task: SearchTask, table: Sequence[Recorded]) -> dict[str, float]:
-    """How well the forests tell configurations that they have not seen: of the log-loss at the end of a training."""
+def cross_validate(task: SearchTask, table: Sequence[Recorded]) -> str:
+    """How well the forests tell what configurations that they have not seen come to, and how well one training does."""
     encode = Encoder(table)
     table = [one for one in table if any(curve.holdout for curve in one.curves)]
     features = np.stack([encode(one.params) for one in table])
@@ -120,18 +120,32 @@ def cross_validate(task: SearchTask, table: Sequence[Recorded]) -> dict[str, flo
     for train, held_out in KFold(NUM_FOLDS, shuffle=True, random_state=0).split(features):
         found[held_out] = Forest(features[train], targets[train]).model.predict(features[held_out])
     accuracy, guess = (100 * _inverse_logit(values[:, -2]) for values in (targets, found))
-    top = accuracy >= np.quantile(accuracy, 0.9)
-    seeds = [[100 * _accuracy(task, curve.holdout[0]) for curve in one.curves if curve.holdout] for one in table]
-    pairs = np.array([pair for pair in seeds if len(pair) == 2])
-    top_pairs = pairs[pairs.mean(1) >= np.quantile(pairs.mean(1), 0.9)]
-    return {
-        "error_points": float(np.sqrt(np.mean((accuracy - guess) ** 2))),
-        "error_points_top_tenth": float(np.sqrt(np.mean((accuracy - guess)[top] ** 2))),
-        "rank_correlation": float(spearmanr(accuracy, guess)[0]),
-        "rank_correlation_top_tenth": float(spearmanr(accuracy[top], guess[top])[0]),
-        "seed_sd_points": float(np.sqrt(np.mean((pairs[:, 0] - pairs[:, 1]) ** 2) / 2)),
-        "seed_sd_points_top_tenth": float(np.sqrt(np.mean((top_pairs[:, 0] - top_pairs[:, 1]) ** 2) / 2)),
-    }
+    loss, loss_guess = (values[:, 2 * task.max_epochs - 1] for values in (targets, found))
+    top, top_by_loss = accuracy >= np.quantile(accuracy, 0.9), loss <= np.quantile(loss, 0.1)
+    both = [one for one in table if all(curve.holdout for curve in one.curves)]
+    seeds = np.array(
+        [[100 * _accuracy(task, curve.holdout[0]) for curve in one.curves if curve.holdout] for one in both]
+    )
+    losses = np.array([[curve.loss[-1] for curve in one.curves] for one in both])
+    first_best = seeds[:, 0] >= np.quantile(seeds[:, 0], 0.9)
+    first_lowest = losses[:, 0] <= np.quantile(losses[:, 0], 0.1)
+    top_pairs = seeds[seeds.mean(1) >= np.quantile(seeds.mean(1), 0.9)]
+    return (
+        f"forests miss {_rms(accuracy - guess):.1f} points ({_rms((accuracy - guess)[top]):.1f} in the top tenth), "
+        f"rank correlation {_ranks(accuracy, guess):.2f} ({_ranks(accuracy[top], guess[top]):.2f} in the top tenth, "
+        f"{_ranks(loss[top_by_loss], loss_guess[top_by_loss]):.2f} in that by log-loss); one seed's with another's in "
+        f"its top tenth {_ranks(*seeds[first_best].T):.2f} ({_ranks(*losses[first_lowest].T):.2f} by log-loss); "
+        f"standard deviation of seeds {_rms(seeds[:, 0] - seeds[:, 1]) / 2**0.5:.1f} points "
+        f"({_rms(top_pairs[:, 0] - top_pairs[:, 1]) / 2**0.5:.1f} in the top tenth)"
+    )
+
+
+def _ranks(one: np.ndarray, other: np.ndarray) -> float:
+    return float(spearmanr(one, other)[0])
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(values**2)))
 
 
 def _targets(task: SearchTask, one: Recorded) -> np.ndarray:

@@ -57,6 +57,8 @@ def _key_and_value(text: str) -> str:
     key, _, value = text.partition("=")
     if not key or not value:
         raise ValueError(f"must be KEY=VALUE such as model/dropout=0.2, not {text!r}")
+    if key == "precision":
+        raise ValueError(f"cannot give the precision, which is that of the whole run: --precision {value}")
     return text
 
 
@@ -133,7 +135,7 @@ class RunSettings:
                 "seeds",
                 "resplit",
             ),
-            *("patience", "sampler", "weights", "seed", "show"),
+            *("patience", "sampler", "weights", "precision", "seed", "show"),
         ),
         "on what data": ("data", "data_dir", "train_size", "image_size", "skip_bad_images"),
         "limits": ("time_budget", "max_params", "dry_run"),
@@ -194,6 +196,13 @@ class TrainingSettings(RunSettings):
         "torchvision's keys (default: what a configuration says, DEFAULT in a search)",
         _weights,
         "NAME|PATH",
+    )
+    precision: str | None = flag(
+        "auto",
+        "what models compute in: fp32, bf16, or auto, which takes bf16 where the processor or GPU has it and the "
+        "default recipe is found to be faster with it",
+        one_of("auto", "fp32", "bf16"),
+        "NAME",
     )
     set: tuple[str, ...] = flag(
         (),
@@ -288,6 +297,12 @@ class NamedSettings(TrainingSettings):
     )
     metric: str | None = flag(
         None, "as for tune (default: that of the first --config, else accuracy)", one_of(*METRICS), "NAME"
+    )
+    precision: str | None = flag(
+        None,
+        "as for tune (default: that of the first --config, else auto)",
+        one_of("auto", "fp32", "bf16"),
+        "NAME",
     )
     max_epochs: int | None = flag(
         None, "epochs of each training (default: those of the first --config, else 30)", at_least(1), "N"

@@ -17,7 +17,7 @@ import ray
 
 from cifar_ray.cli.console import Console
 from cifar_ray.cli.flags import AblateSettings
-from cifar_ray.config import Task
+from cifar_ray.config import Precision, Task
 from cifar_ray.data.splits import DataSplits, redrawn
 from cifar_ray.distributed.hardware import Workers
 from cifar_ray.distributed.process import TrialSettings
@@ -25,7 +25,7 @@ from cifar_ray.distributed.workers import FinalModel
 from cifar_ray.driver.estimate import Workload
 from cifar_ray.driver.finals import train_finals
 from cifar_ray.driver.named import Saved, named_configs, read_named, with_defaults_of
-from cifar_ray.driver.probe import measure_speeds
+from cifar_ray.driver.probe import measure_speeds, settle_precision
 from cifar_ray.driver.run import Run, check_batch_sizes
 from cifar_ray.driver.stages import (
     NO_DATA,
@@ -81,7 +81,7 @@ def ablate(settings: AblateSettings) -> int:
     if not settings.preset and not settings.config:
         settings = replace(settings, preset=(DEFAULT_BASE,))
     saved = read_named(settings)
-    settings = with_defaults_of(settings, saved[0].card if saved else {})
+    settings = with_defaults_of(settings, saved)
     _design(settings, NO_DATA, saved)  # what is wrong with the flags is told before any data is loaded
     configs = named_configs(settings, NO_DATA, saved)
     run, console = Run(settings, "ablate", f"ablate-{next(iter(configs))}"[:40], settings.resume), Console()
@@ -91,9 +91,9 @@ def ablate(settings: AblateSettings) -> int:
         return 0 if opened is None else _ablate(run, console, *opened, saved)
 
 
-def _design(settings: AblateSettings, task: Task, saved: Sequence[Saved]) -> Design:
+def _design(settings: AblateSettings, task: Task, saved: Sequence[Saved], precision: Precision | None = None) -> Design:
     assert settings.max_epochs is not None
-    (base,) = named_configs(settings, task, saved).values()
+    (base,) = named_configs(settings, task, saved, precision).values()
     return make_design(base, settings.vary, settings.cross, task, settings.max_epochs)
 
 
@@ -109,7 +109,6 @@ def _ablate(
     assert settings.max_epochs is not None
     task = make_task(run, data, workers.device)
     design = _design(settings, task, saved)
-    run.check_unchanged(arms={arm.name: arm.config.to_dict() for arm in design.arms})
     splits = [data]
     if settings.resplit:
         splits = [redrawn(data, seed) for seed in _seeds(settings)]
@@ -123,6 +122,8 @@ def _ablate(
         num_threads=settings.cpus_per_trial,
         pretrained=share_weights(run, console, [arm.config for arm in design.trained]),
     )
+    design = _design(settings, task, saved, settle_precision(run, console, workers, design.base, shared))
+    run.check_unchanged(arms={arm.name: arm.config.to_dict() for arm in design.arms})
     _show_design(console, design, settings)
     work = make_workload(workers, data, settings.max_epochs, 1, num_on_corrupted=0)
     whole = _estimate(design, settings, work, workers, shared)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cifar_ray.cli.flags import NamedSettings
-from cifar_ray.config import ResNetConfig, Task, TrialConfig, trial_config, with_values
+from cifar_ray.config import Precision, ResNetConfig, Task, TrialConfig, trial_config, with_values
 from cifar_ray.errors import InputError
 from cifar_ray.presets import PRESETS, preset
 from cifar_ray.results.config_json import TO_TRAIN_AGAIN, Card, read_config
@@ -59,8 +59,9 @@ def read_saved(path: Path) -> Saved:
     return Saved(path, read_name(card, "config_name", f"--config: {path}"), config, card)
 
 
-def with_defaults_of(settings: Settings, card: Card) -> Settings:
+def with_defaults_of(settings: Settings, saved: Sequence[Saved]) -> Settings:
     """Fill in what was not given: from the card of the first --config, so that it alone trains the same model again."""
+    card = saved[0].card if saved else {}
     if settings.data is None and card:
         native = card["resize"]["rule"] == "native"
         settings = replace(
@@ -74,16 +75,20 @@ def with_defaults_of(settings: Settings, card: Card) -> Settings:
         data=settings.data or DEFAULT_DATA,
         max_epochs=settings.max_epochs or card.get("max_epochs", DEFAULT_MAX_EPOCHS),
         metric=settings.metric or card.get("metric", DEFAULT_METRIC),
+        precision=settings.precision or (saved[0].config.precision if card else "auto"),
     )
 
 
-def named_configs(settings: NamedSettings, task: Task, saved: Sequence[Saved]) -> dict[str, TrialConfig]:
-    """What `--preset` and `--config` name, with what `--weights` and `--set` change."""
+def named_configs(
+    settings: NamedSettings, task: Task, saved: Sequence[Saved], precision: Precision | None = None
+) -> dict[str, TrialConfig]:
+    """What `--preset` and `--config` name, with what `--weights` and `--set` change, in the precision of the run."""
     configs = {name: preset(name, task) for name in settings.preset} | {one.name: one.config for one in saved}
-    return {
+    configs = {
         name: with_values(_with_weights(name, config, settings.weights), settings.fixed, f"--set: {name}")
         for name, config in configs.items()
     }
+    return {name: replace(config, precision=precision or config.precision) for name, config in configs.items()}
 
 
 def _with_weights(name: str, config: TrialConfig, weights: str | None) -> TrialConfig:

@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,13 @@ import torch
 
 from cifar_ray.cli.console import Console
 from cifar_ray.cli.flags import TrainSettings
-from cifar_ray.config import Task, TrialConfig
+from cifar_ray.config import TrialConfig
 from cifar_ray.data.splits import DataSplits, load_data
 from cifar_ray.distributed.hardware import Workers
 from cifar_ray.distributed.process import TrialSettings
 from cifar_ray.distributed.workers import FinalModel
 from cifar_ray.driver.named import Saved, named_configs, read_named, with_defaults_of
-from cifar_ray.driver.probe import measure_speeds
+from cifar_ray.driver.probe import measure_speeds, settle_precision
 from cifar_ray.driver.run import Run, check_batch_sizes
 from cifar_ray.driver.stages import (
     NO_DATA,
@@ -50,7 +50,7 @@ def train(settings: TrainSettings) -> int:
     if settings.patience is not None and settings.resume is None:
         _check_patience(named_configs(settings, NO_DATA, saved))
     card = saved[0].card if saved else {}
-    settings = replace(with_defaults_of(settings, card), patience=settings.patience or card.get("patience"))
+    settings = replace(with_defaults_of(settings, saved), patience=settings.patience or card.get("patience"))
     configs = named_configs(settings, NO_DATA, saved).values()
     if settings.show:
         return _show(settings, saved)
@@ -72,8 +72,7 @@ def _train(
     settings = run.settings
     assert settings.max_epochs is not None
     task = make_task(run, data, workers.device)
-    models = _named_models(settings, task, saved)
-    configs = {model.config_name: model.config for model in models}
+    configs = named_configs(settings, task, saved)
     check_batch_sizes(workers, settings.workers_flag, configs.items())
     shared = TrialSettings(
         data=[ray.put(data.training_arrays())],
@@ -84,6 +83,9 @@ def _train(
         num_threads=settings.cpus_per_trial,
         pretrained=share_weights(run, console, configs.values()),
     )
+    precision = settle_precision(run, console, workers, next(iter(configs.values())), shared)
+    configs = named_configs(settings, task, saved, precision)
+    models = _named_models(settings, configs, saved)
     families = {config.family for config in configs.values()}
     work = make_workload(workers, data, settings.max_epochs, settings.seeds, num_on_corrupted=len(families))
     speeds = [measure_speeds(workers, config, shared)[0] for config in configs.values()]
@@ -124,7 +126,9 @@ def _show(settings: TrainSettings, saved: Sequence[Saved]) -> int:
     return 0
 
 
-def _named_models(settings: TrainSettings, task: Task, saved: Sequence[Saved]) -> list[FinalModel]:
+def _named_models(
+    settings: TrainSettings, configs: Mapping[str, TrialConfig], saved: Sequence[Saved]
+) -> list[FinalModel]:
     """The models of `--preset` and `--config`, all their seeds.
 
     The first seed of a saved model is the one that it was trained with.
@@ -132,7 +136,7 @@ def _named_models(settings: TrainSettings, task: Task, saved: Sequence[Saved]) -
     recorded = {one.name: one.card.get("training_seed") for one in saved}
     return [
         FinalModel(name, None, index, _training_seed(settings.seed, name, index, recorded.get(name)), config)
-        for name, config in named_configs(settings, task, saved).items()
+        for name, config in configs.items()
         for index in range(settings.seeds)
     ]
 

@@ -22,7 +22,7 @@ from cifar_ray.distributed.process import TrialSettings
 from cifar_ray.distributed.workers import FinalModel, Pool, open_pool
 from cifar_ray.driver.estimate import Clock, check_time_budget, estimate, shares
 from cifar_ray.driver.finals import read_checkpoint
-from cifar_ray.driver.probe import measure_speeds
+from cifar_ray.driver.probe import measure_speeds, settle_precision
 from cifar_ray.driver.run import Run, check_batch_sizes
 from cifar_ray.driver.stages import (
     NO_DATA,
@@ -96,6 +96,8 @@ def _tune(
         num_threads=settings.cpus_per_trial,
         pretrained=share_weights(run, console, [config for drawn in samples for _, config in drawn]),
     )
+    precision = settle_precision(run, console, workers, spaces[0].default_config(task), shared)
+    spaces = [replace(space, precision=precision) for space in spaces]
     measured = [measure_speeds(workers, space.default_config(task), shared) for space in spaces]
     speeds = [speed for speed, _ in measured]
     best_and_default = 2 * len(spaces)

@@ -141,16 +141,20 @@ def _test_scores(score: Score) -> Row:
         "test_loss": score.quality["log_loss"],
         "test_auc_macro_ovr": score.quality["auc_macro_ovr"],
         "test_f1_macro": score.quality["f1_macro"],
+        "precision": score.precision,
+        "test_accuracy_fp32": score.accuracy_fp32,
     }
 
 
-def _speed(single: Latency, batched: Latency) -> Row:
+def _speed(single: Latency, batched: Latency, *in_fp32: Latency) -> Row:
     return {
         "latency_ms_p50": single.latency_ms_p50,
         "latency_ms_p95": single.latency_ms_p95,
         "images_per_s": batched.images_per_s,
         "device": single.device,
         "threads": single.threads,
+        "latency_ms_p50_fp32": in_fp32[0].latency_ms_p50 if in_fp32 else None,
+        "images_per_s_fp32": in_fp32[1].images_per_s if in_fp32 else None,
     }
 
 

@@ -1,13 +1,13 @@
 """How long models take: timed in turn, by a process that has its node to itself."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from cifar_ray.models.classifier import Classifier, forward
+from cifar_ray.models.classifier import Classifier
 from cifar_ray.models.saved import SavedModel
 
 BATCHES_TIMED = {1: 200, 256: 20}
@@ -43,6 +43,8 @@ class Latency:
     latency_ms_p95: float
     images_per_s: float
     """At the median time."""
+    precision: str
+    """What it computes in."""
     tta: str
     """Test-time augmentation, which the times include."""
     round_ms_low: float
@@ -66,28 +68,34 @@ class Timer:
 
     @torch.inference_mode()
     def time(self, models: dict[str, SavedModel]) -> dict[str, list[Latency]]:
-        """Time single images and batches of models, in turn; one entry each.
+        """Time single images and batches of models, in turn; one entry each, then one each in fp32 if that is another.
 
         The first model is timed twice, as if it were two, which tells how far times can be trusted.
         """
         first = next(iter(models))
-        names = [*models, first]
-        networks = [models[name].build(self.device) for name in names]
-        rounds: list[dict[int, list[list[float]]]] = [{size: [] for size in BATCHES_TIMED} for _ in names]
+        named = [(name, network) for name, model in models.items() for network in self._networks(model)]
+        networks = [*(network for _, network in named), models[first].build(self.device)]
+        rounds: list[dict[int, list[list[float]]]] = [{size: [] for size in BATCHES_TIMED} for _ in networks]
         for index in range(NUM_ROUNDS):
             for network, of_model in zip(networks, rounds, strict=True):
                 for size, of_size in of_model.items():
                     of_size.append(self._time_round(network, _batch_size(network, size), size, index == 0))
         again = rounds.pop()
-        timed = {
-            name: [self._latency(network, size, of_size) for size, of_size in of_model.items()]
-            for name, network, of_model in zip(models, networks, rounds, strict=False)
-        }
-        timed[first] = [
-            replace(latency, again_ms_p50=_milliseconds(of_size))
-            for latency, of_size in zip(timed[first], again.values(), strict=True)
-        ]
+        timed: dict[str, list[Latency]] = {name: [] for name in models}
+        for (name, network), of_model in zip(named, rounds, strict=True):
+            timed[name] += [self._latency(network, size, of_size) for size, of_size in of_model.items()]
+        for index, of_size in enumerate(again.values()):
+            timed[first][index] = replace(timed[first][index], again_ms_p50=_milliseconds(of_size))
         return timed
+
+    def _networks(self, model: SavedModel) -> Iterator[Classifier]:
+        """The model in its own precision, and in fp32 if that is another."""
+        network = model.build(self.device)
+        yield network
+        if network.precision != "fp32":
+            network = model.build(self.device)
+            network.precision = "fp32"
+            yield network
 
     def _time_round(self, network: Classifier, batch_size: int, asked: int, first: bool) -> list[float]:
         """Seconds of each batch of one round; `asked` is the batch size in `BATCHES_TIMED`."""
@@ -113,6 +121,7 @@ class Timer:
             latency_ms_p50=float(p50 * 1e3),
             latency_ms_p95=float(p95 * 1e3),
             images_per_s=float(batch_size / p50),
+            precision=network.precision,
             tta=network.tta,
             round_ms_low=min(medians),
             round_ms_high=max(medians),
@@ -124,7 +133,7 @@ class Timer:
         images = self.images[wanted.to(self.device)].contiguous(memory_format=torch.channels_last)
         self._wait_for_device()
         began = time.perf_counter()
-        forward(network, images)
+        network(images)
         self._wait_for_device()
         return time.perf_counter() - began
 

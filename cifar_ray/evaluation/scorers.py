@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,10 @@ class Score:
     """See :func:`~cifar_ray.evaluation.quality.split_quality`."""
     classes: list[Row]
     """See :func:`~cifar_ray.evaluation.quality.class_quality`."""
+    precision: str
+    """What it was computed in."""
+    accuracy_fp32: float | None = None
+    """Of a model on test images that computes in something else: its accuracy in fp32."""
 
 
 def use_granted_resources() -> torch.device:
@@ -61,7 +65,12 @@ class Scorer:
 
     def score(self, key: str, model: SavedModel) -> tuple[str, dict[str, Score]]:
         network = model.build(self.device)
-        return key, {name: self._score_split(network, split) for name, split in self.splits.items()}
+        scores = {name: self._score_split(network, split) for name, split in self.splits.items()}
+        if network.precision != "fp32":
+            network.precision = "fp32"
+            in_fp32 = self._score_split(network, self.splits["test"]).quality["accuracy"]
+            scores["test"] = replace(scores["test"], accuracy_fp32=in_fp32)
+        return key, scores
 
     def score_corrupted(self, key: str, corruption: str, models: Sequence[SavedModel]) -> tuple[str, list[Row]]:
         # Imported here, as below: only actors need torchvision and scikit-learn, which take seconds of a start.
@@ -85,7 +94,7 @@ class Scorer:
         logits = eval_model(network, torch.tensor(split.images, device=self.device))
         probabilities = logits.softmax(1).cpu().numpy()
         classes = class_quality(probabilities, split.labels)
-        return Score(probabilities, split_quality(probabilities, split.labels, classes), classes)
+        return Score(probabilities, split_quality(probabilities, split.labels, classes), classes, network.precision)
 
 
 def map_over_actors(

@@ -1,6 +1,9 @@
 """Models: every one takes uint8 images and carries its own input normalisation."""
 
+import functools
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,16 +38,21 @@ class Normalize(nn.Module):
 class Classifier(nn.Module):
     """Normalisation, resize and network in one: uint8 images (B, C, H, W) -> logits (B, num_classes).
 
-    In eval mode with test-time augmentation (`TrialConfig.tta`), what it does takes twice as long.
+    It computes in its precision, and its logits are float32 in any. In eval mode with test-time augmentation
+    (`TrialConfig.tta`), what it does takes twice as long.
     """
 
-    def __init__(self, normalize: Normalize, network: CNN | ResNet, image_size: int, tta: str) -> None:
+    def __init__(
+        self, normalize: Normalize, network: CNN | ResNet, image_size: int, tta: str, precision: str = "fp32"
+    ) -> None:
         super().__init__()
         self.normalize = normalize
         self.network = network
         self.image_size = image_size
         """Side of the network's images in pixels; others are resized to it."""
         self.tta = tta
+        self.precision = precision
+        """`fp32` or `bf16`, see `TrialConfig.precision`."""
 
     @property
     def eval_batch_size(self) -> int:
@@ -60,12 +68,19 @@ class Classifier(nn.Module):
         # Antialiasing matters only where pixels are merged, and is slow.
         return functional.interpolate(x, size=(size, size), mode="bilinear", antialias=x.shape[-1] > size)
 
+    def autocast(self) -> AbstractContextManager[object]:
+        """In this context modules compute in the model's precision."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.normalize.mean.device.type, torch.bfloat16)
+
     def forward(self, images: Tensor) -> Tensor:
-        x = self.inputs(images)
-        logits = self.network(x)
-        if self.training or self.tta == "none":
-            return logits
-        return (logits + self.network(x.flip(-1))) / 2
+        with self.autocast():
+            x = self.inputs(images)
+            logits: Tensor = self.network(x).float()
+            if self.training or self.tta == "none":
+                return logits
+            return (logits + self.network(x.flip(-1)).float()) / 2
 
     def unfreeze(self, epoch: int, max_epochs: int) -> bool:
         """Let that train which does in `epoch` (from 1); return whether that changes anything."""
@@ -110,7 +125,7 @@ def build_model(config: TrialConfig, *, num_classes: int, channels: int, image_s
         network = ResNet(config.model, num_classes, size)
     else:
         network = CNN(config.model, num_classes, channels, size)
-    return Classifier(Normalize(channels), network, size, config.tta)
+    return Classifier(Normalize(channels), network, size, config.tta, config.precision)
 
 
 def count_params(model: nn.Module) -> int:
@@ -118,13 +133,13 @@ def count_params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """The precision of all that runs a model, in training and afterwards: bfloat16 where there is a GPU for it."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-
-
-def forward(model: nn.Module, inputs: Tensor) -> Tensor:
-    """What `model` makes of `inputs`, as float32, in the precision of :func:`autocast`."""
-    with autocast(inputs.device):
-        outputs: Tensor = model(inputs)
-    return outputs.float()
+@functools.cache
+def has_bf16(device: str) -> bool:
+    """Whether this machine's `cpu` or `cuda` computes in bfloat16, rather than in something else in its place."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:  # not Linux, where PyTorch itself does not tell
+        return False
+    return bool(words & {"avx512_bf16", "amx_bf16"})

@@ -11,7 +11,7 @@ from torch import Tensor
 from cifar_ray.config import TrialConfig
 from cifar_ray.errors import one_line
 from cifar_ray.files import write_bytes
-from cifar_ray.models.classifier import Classifier, build_model
+from cifar_ray.models.classifier import Classifier, build_model, has_bf16
 from cifar_ray.results.config_json import Card, not_a_model, read_card, write_card
 from cifar_ray.results.records import MODEL_WEIGHTS
 
@@ -72,10 +72,15 @@ class SavedModel:
             raise not_a_model(folder, f"{MODEL_WEIGHTS}: {one_line(error)}") from None
 
     def build(self, device: torch.device | str = "cpu") -> Classifier:
-        """Build the model, in eval mode, and give it its weights."""
+        """Build the model, in eval mode, and give it its weights.
+
+        It computes in the precision that it was trained in, or in fp32 where this machine does not have that one.
+        """
         resize, num_classes = self.card["resize"], len(self.card["class_names"])
         model = build_model(
             self.config, num_classes=num_classes, channels=resize["channels"], image_size=resize["image_size"]
         )
         model.load_state_dict(safetensors.torch.load(self.weights))
+        if not has_bf16(torch.device(device).type):
+            model.precision = "fp32"
         return model.to(memory_format=torch.channels_last).eval().to(device)

@@ -115,12 +115,16 @@ def _speed(records: Records, best: ConfigSummary) -> Iterator[str]:
     size = f"{short(best.num_params)} parameters, {decimals(best.size_mb, 2)} MB."
     rows = [row for row in records.latency if row["config"] == best.config]
     told = [
-        f"a batch of {row['batch_size']}: {short(row['latency_ms_p50'])} ms (median; 95 % below "
+        f"a batch of {row['batch_size']}{_in_precision(row)}: {short(row['latency_ms_p50'])} ms (median; 95 % below "
         f"{short(row['latency_ms_p95'])} ms, n = {row['n']}), {short(row['images_per_s'])} images/s"
         for row in rows
     ]
     where = f" On {escaped(str(rows[0]['device']))}, {counted(rows[0]['threads'], 'thread')}: " if rows else ""
     yield size + where + "; ".join(told) + ("." if told else "")
+
+
+def _in_precision(row: Row) -> str:
+    return f" in {row['precision']}" if row.get("precision") else ""
 
 
 def _origin(records: Records, best: ConfigSummary) -> Iterator[str]:

@@ -18,6 +18,7 @@ def facts_of(records: Records) -> list[tuple[str, str]]:
         ("Left out", " · ".join(records.run.get("left_out") or ())),
         ("Weights", _weights(records)),
         ("Device", _device(records)),
+        ("Precision", "{used}: {why}".format_map(chosen) if (chosen := records.run.get("precision")) else ""),
         ("Ranked by", f"validation {records.metric_name}"),
         ("Seed", "" if (seed := records.run.get("seed")) is None else str(seed)),
         ("Start and end", _start_and_end(records)),

@@ -16,15 +16,17 @@ def speed(records: Records) -> Section:
         title = f"Test {records.metric_name}, with its 95 % interval over seeds and images, against latency"
         title += "; a shape for each family" if records.several_families else ""
         section.images.append(Image("speed.png", title, png(figure)))
-    columns = {"config": "configuration", "device": "device", "threads": "threads", "batch_size": "batch"}
+    columns = {"config": "configuration", "device": "device", "precision": "precision", "threads": "threads"}
+    columns |= {"batch_size": "batch"}
     columns |= {"n": "n", "latency_ms_p50": "p50 ms", "latency_ms_p95": "p95 ms", "images_per_s": "images/s"}
     note = "Latency of a whole batch, over n of them"
-    for name in ("threads", "device"):  # what is the same in every row goes into the note
+    for name in ("threads", "device", "precision"):  # what is the same in every row goes into the note
         values = {row.get(name) for row in records.latency}
         if len(values) == 1:
             del columns[name]
             value = values.pop()
-            note += "" if value is None else f", {counted(value, 'thread')}" if name == "threads" else f", on {value}"
+            said = {"threads": f"{counted(value, 'thread')}", "device": f"on {value}", "precision": f"in {value}"}
+            note += "" if value is None else f", {said[name]}"
     rows = []
     in_rounds = any(row.get("round_ms_low") for row in records.latency)
     for row in records.latency:
@@ -35,10 +37,24 @@ def speed(records: Records) -> Section:
     if in_rounds:
         columns["rounds"] = "p50 by round"
         note += ". Models were timed in turn, in rounds: how far a median moves from one to another is what noise does"
-    section.text = [text for row in records.latency if (text := _again(row))]
+    section.text = [text for text in (_in_fp32(records), *map(_again, records.latency)) if text]
     if rows:
-        section.tables.append(Table(list(columns.values()), rows, f"{note}.", num_text=2 if "device" in columns else 1))
+        num_text = 1 + ("device" in columns) + ("precision" in columns)
+        section.tables.append(Table(list(columns.values()), rows, f"{note}.", num_text=num_text))
     return section
+
+
+def _in_fp32(records: Records) -> str:
+    """What computing in fp32 changes about models that were trained in something else."""
+    rows = [row for row in records.rows if row.get("test_accuracy_fp32") is not None]
+    if not rows:
+        return ""
+    points = [100 * (row["test_accuracy_fp32"] - row["test_accuracy"]) for row in rows]
+    return (
+        f"Scores are in {rows[0]['precision']}, as models were trained. In fp32 the test accuracy of these "
+        f"{counted(len(rows), 'model')} differs from it by {min(points):+.2f} to {max(points):+.2f} points; how long "
+        "they take in either stands below."
+    )
 
 
 def _rounds(row: Row) -> str:

@@ -34,11 +34,12 @@ RESULTS_COLUMNS = (
     "model", "family", "trial", "seed", "train_accuracy", "val_accuracy", "test_accuracy", "test_loss",
     "test_auc_macro_ovr", "num_params", "size_mb", "latency_ms_p50", "latency_ms_p95", "images_per_s",
     "config", "test_f1_macro", "val_metric", "val_loss", "epochs", "best_epoch", "train_s", "training_seed",
-    "device", "threads", "torch", "tta", "failure",
+    "device", "threads", "torch", "tta", "failure", "precision", "test_accuracy_fp32", "latency_ms_p50_fp32",
+    "images_per_s_fp32",
 )
 LATENCY_COLUMNS = (
     "config", "device", "threads", "batch_size", "n", "latency_ms_p50", "latency_ms_p95", "images_per_s", "tta",
-    "round_ms_low", "round_ms_high", "again_ms_p50",
+    "round_ms_low", "round_ms_high", "again_ms_p50", "precision",
 )
 QUALITY_COLUMNS = (
     "model", "config", "split", "n", "accuracy", "top5_accuracy", "log_loss", "auc_macro_ovr", "f1_macro",

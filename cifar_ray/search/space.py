@@ -18,7 +18,7 @@ from typing import Any
 import optuna
 from optuna.distributions import CategoricalDistribution
 
-from cifar_ray.config import Task, TrialConfig, from_text, has_value, trial_config, with_values
+from cifar_ray.config import Precision, Task, TrialConfig, from_text, has_value, trial_config, with_values
 from cifar_ray.errors import InputError, one_line
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # it tells of every study that is made only to draw from it
@@ -39,6 +39,8 @@ class Space:
     fixed: Mapping[str, str] = field(default_factory=dict)
     """Texts of `--set` by key. A parameter of that name is not drawn but has this value; where a configuration draws no
     such parameter, what stands at that path gets it."""
+    precision: Precision = "fp32"
+    """Of all its configurations, whatever the file says: a run has one."""
 
     @property
     def _source(self) -> str:
@@ -56,7 +58,7 @@ class Space:
             raise self._told(error) from error
         config = trial_config(values, self._source)
         others = {key: text for key, text in self.fixed.items() if key not in fixing.met and has_value(config, key)}
-        return with_values(config, others, self._source)
+        return replace(with_values(config, others, self._source), precision=self.precision)
 
     def default_config(self, task: Task) -> TrialConfig:
         """The configuration of trial 0. Raises as :meth:`default_params`."""
@@ -75,7 +77,7 @@ class Space:
 
     def _default(self, task: Task) -> tuple[dict[str, Any], TrialConfig]:
         if self.default is None:
-            return {}, replace(load_space("cnn"), fixed=self.fixed).default_config(task)
+            return {}, replace(load_space("cnn"), fixed=self.fixed, precision=self.precision).default_config(task)
         if self.fixed:
             params, _ = replace(self, fixed={})._default(task)
             study = optuna.create_study(sampler=_Middle())

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cifar_ray.config import ResNetConfig, TrialConfig
 from cifar_ray.files import cache_folder, read_json, write_bytes, write_json
-from cifar_ray.models.classifier import Classifier, autocast
+from cifar_ray.models.classifier import Classifier
 from cifar_ray.models.resnet import ResNet
 from cifar_ray.training import augment
 
@@ -55,6 +55,7 @@ def head_features(
     """
     assert isinstance(config.model, ResNetConfig)
     of_all = [FORMAT, images_key, _weights_key(model), config.model.backbone, config.model.stem, config.image_size]
+    of_all.append(model.precision)
     model.eval()
     rates: list[float] = []
 
@@ -107,7 +108,7 @@ def _compute(model: Classifier, batches: Iterator[Tensor]) -> np.ndarray:
     assert isinstance(network, ResNet)
     parts = []
     for batch in batches:
-        with autocast(batch.device):
+        with model.autocast():
             parts.append(network.features(model.inputs(batch)).half().cpu())
     return torch.cat(parts).numpy()
 

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cifar_ray.config import TrialConfig
 from cifar_ray.errors import InputError
-from cifar_ray.models.classifier import Classifier, build_model, forward
+from cifar_ray.models.classifier import Classifier, build_model
 from cifar_ray.models.resnet import ResNet
 from cifar_ray.results.records import Row
 from cifar_ray.training import augment
@@ -109,7 +109,7 @@ def eval_model(model: nn.Module, images: Tensor, ranks: Ranks = Ranks()) -> Tens
     parts = []
     for batch in share.split(model.eval_batch_size if isinstance(model, Classifier) else EVAL_BATCH_SIZE):
         inputs = batch.float() if batch.ndim == 2 else batch.contiguous(memory_format=torch.channels_last)
-        parts.append(forward(model, inputs))
+        parts.append(model(inputs))
     logits = torch.cat(parts)
     if ranks.world_size == 1:
         return logits
@@ -202,7 +202,7 @@ class Training:
         grad_norm_max = torch.zeros((), device=order.device)
         num_steps = 0
         for inputs, labels in self._batches(order, epoch):
-            logits = forward(model, inputs)
+            logits = model(inputs)
             loss = training_loss(logits, labels, config, self.data.balanced_weights)
             self.optimizer.zero_grad()
             loss.backward()

@@ -21,10 +21,10 @@ from cifar_ray.distributed.hardware import Workers
 from cifar_ray.distributed.process import TrialSettings
 from cifar_ray.distributed.workers import FinalModel
 from cifar_ray.driver import finals
-from cifar_ray.driver.named import read_saved
+from cifar_ray.driver.named import named_configs, read_saved
 from cifar_ray.driver.run import Run
 from cifar_ray.driver.stages import describe_data, finish
-from cifar_ray.driver.train import _named_models, train
+from cifar_ray.driver.train import train
 from cifar_ray.errors import InputError
 from cifar_ray.presets import PRESETS, preset
 from cifar_ray.results.config_json import TO_TRAIN_AGAIN
@@ -173,11 +173,11 @@ def test_what_is_set_stands_in_every_named_model(tmp_path: Path) -> None:
         preset=("small-cnn", "mish-cnn"), config=(tmp_path / "mine.json",), set=("model/dropout=0.2", "batch_size=32")
     )
     task = Task(10, 3, 32, 1000, "cpu")
-    models = _named_models(settings, task, [read_saved(path) for path in settings.config])
-    assert {model.config_name for model in models} == {"small-cnn", "mish-cnn", "mine"}
-    assert {(model.config.model.dropout, model.config.batch_size) for model in models} == {(0.2, 32)}
-    plain = _named_models(TrainSettings(preset=("small-cnn",)), task, [])[0].config
-    assert models[0].config == replace(plain, model=replace(plain.model, dropout=0.2), batch_size=32)
+    configs = named_configs(settings, task, [read_saved(path) for path in settings.config])
+    assert set(configs) == {"small-cnn", "mish-cnn", "mine"}
+    assert {(config.model.dropout, config.batch_size) for config in configs.values()} == {(0.2, 32)}
+    plain = named_configs(TrainSettings(preset=("small-cnn",)), task, [])["small-cnn"]
+    assert configs["small-cnn"] == replace(plain, model=replace(plain.model, dropout=0.2), batch_size=32)
 
 
 def shown(capsys: pytest.CaptureFixture[str], *flags: str) -> Any:
@@ -221,8 +221,8 @@ def test_a_name_in_a_saved_model_that_is_a_path_is_refused_and_nothing_is_delete
 def test_weights_replace_those_of_the_presets_but_a_model_from_scratch_stays_so() -> None:
     names = ("resnet18-scratch", "resnet18-frozen", "resnet50-frozen-mlp", "small-cnn")
     settings = TrainSettings(preset=names, weights="/some/file.pth", seeds=1)
-    models = _named_models(settings, Task(10, 3, 32, 1000, "cpu"), [])
-    weights = {model.config_name: getattr(model.config.model, "weights", None) for model in models}
+    configs = named_configs(settings, Task(10, 3, 32, 1000, "cpu"), [])
+    weights = {name: getattr(config.model, "weights", None) for name, config in configs.items()}
     assert list(weights.values()) == ["none", "/some/file.pth", "/some/file.pth", None]
 
 

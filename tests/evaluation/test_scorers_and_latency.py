@@ -4,6 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,14 +14,15 @@ import ray
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
-from cifar_ray.config import TrialConfig
+from cifar_ray.config import Precision, TrialConfig
 from cifar_ray.data.decode import Images, take_images
 from cifar_ray.data.splits import load_data
 from cifar_ray.evaluation import latency, scorers
 from cifar_ray.evaluation.latency import NUM_ROUNDS, NUM_WARMUP, Timer
 from cifar_ray.evaluation.scorers import MAX_ROUNDS, Scorer, ScorerPool, map_over_actors, node_for_timing
-from cifar_ray.models.classifier import build_model
+from cifar_ray.models.classifier import Classifier, build_model
 from cifar_ray.models.saved import SavedModel, pack_weights
+from cifar_ray.training.loop import eval_model
 
 CARD = {"class_names": list("0123456789"), "resize": {"channels": 1, "image_size": 8, "rule": "native"}}
 
@@ -199,21 +201,51 @@ def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert timed["a"][0].again_ms_p50 and timed["b"][0].again_ms_p50 is None
 
 
-def test_models_are_timed_in_the_precision_that_they_are_scored_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "cifar_ray.models.classifier.autocast", lambda device: torch.autocast(device.type, torch.bfloat16)
-    )
-    monkeypatch.setattr(latency, "BATCHES_TIMED", {1: 1})
-    precisions: list[torch.dtype] = []
-    network = build_model(TrialConfig(), num_classes=10, channels=1, image_size=8).eval()
-    network.register_forward_hook(lambda module, images, logits: precisions.append(logits.dtype))
-    saved: Any = SimpleNamespace(build=lambda device: network)
-    images = np.zeros((20, 1, 8, 8), np.uint8)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_models_are_scored_and_timed_in_the_precision_of_their_training_and_in_fp32(
+    monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    monkeypatch.setattr("cifar_ray.models.saved.has_bf16", lambda device: True)
+    monkeypatch.setattr(latency, "BATCHES_TIMED", {1: 1, 20: 1})
+    config = TrialConfig(precision=precision)
+    weights = pack_weights(build_model(config, num_classes=10, channels=1, image_size=8))
+    saved = SavedModel("m", weights, config, CARD)
+    images = np.random.default_rng(0).integers(0, 256, (20, 1, 8, 8), dtype=np.uint8)
     scorer_class = Scorer.__ray_metadata__.modified_class  # type: ignore[attr-defined]
     scorer = scorer_class.__new__(scorer_class)
     scorer.device = torch.device("cpu")
-    scorer.splits = {"test": Images(images, np.arange(20) % 10)}
-    for use in (lambda: scorer.score("m", saved), lambda: Timer(images, scorer.device).time({"m": saved})):
-        use()
-        assert set(precisions) == {torch.bfloat16}
-        precisions.clear()
+    scorer.splits = {"test": Images(images, np.arange(20) % 10), "val": Images(images, np.arange(20) % 10)}
+    inputs = torch.tensor(images).contiguous(memory_format=torch.channels_last)
+    both: tuple[Precision, Precision] = ("fp32", "bf16")
+    logits = {one: eval_model(replace(saved, config=replace(config, precision=one)).build(), inputs) for one in both}
+    assert not torch.equal(logits["fp32"], logits["bf16"])
+
+    _, scores = scorer.score("m", saved)
+    assert [scores[name].precision for name in ("test", "val")] == [precision] * 2
+    np.testing.assert_array_equal(scores["test"].probabilities, logits[precision].softmax(1).numpy())
+    in_fp32 = (logits["fp32"].argmax(1).numpy() == np.arange(20) % 10).mean()
+    assert scores["test"].accuracy_fp32 == (None if precision == "fp32" else pytest.approx(in_fp32))
+    assert scores["val"].accuracy_fp32 is None
+
+    computed: list[str] = []
+    build = SavedModel.build
+
+    def watched(self: SavedModel, device: torch.device) -> Classifier:
+        network = build(self, device)
+        network.register_forward_hook(lambda network, *args: computed.append(network.precision))
+        return network
+
+    monkeypatch.setattr(SavedModel, "build", watched)
+    timed = Timer(images, scorer.device).time({"m": saved})["m"]
+    assert [one.precision for one in timed] == [precision] * 2 + ["fp32"] * 2 * (precision != "fp32")
+    assert [one.batch_size for one in timed] == [1, 20] * (len(timed) // 2)
+    assert [one.again_ms_p50 is not None for one in timed] == [True, True, False, False][: len(timed)]
+    assert set(computed) == {precision, "fp32"}
+
+
+def test_a_model_that_was_trained_in_bf16_computes_in_fp32_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrialConfig(precision="bf16")
+    saved = SavedModel("m", pack_weights(build_model(config, num_classes=10, channels=1, image_size=8)), config, CARD)
+    for there, computed in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr("cifar_ray.models.saved.has_bf16", lambda device, there=there: there)
+        assert saved.build().precision == computed

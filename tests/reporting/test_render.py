@@ -602,6 +602,29 @@ def test_a_model_that_was_timed_twice_tells_how_far_latencies_can_be_trusted(
     assert [row["p50 by round"] for row in shown] == ["1.9 to 2.2", "-"]
 
 
+def test_what_models_compute_in_is_told_and_what_fp32_would_change(tmp_path: Path) -> None:
+    folder = records.make_run(tmp_path)
+    build_report(tmp_path)
+    assert "In fp32" not in section(folder, "Speed") and "precision" not in section(folder, "Speed")
+    rows = read_csv(folder.latency_csv)
+    both = [{**row, "precision": precision} for row in rows for precision in ("bf16", "fp32")]
+    write_csv(folder.latency_csv, LATENCY_COLUMNS, both)
+    results = read_csv(folder.results_csv)
+    for index, row in enumerate(results):
+        row |= {"precision": "bf16", "test_accuracy_fp32": row["test_accuracy"] + (0.001 if index else -0.002)}
+    write_csv(folder.results_csv, RESULTS_COLUMNS, results)
+    run = read_json(folder.run_json)
+    write_json(folder.run_json, {**run, "precision": {"used": "bf16", "why": "bf16 trains 1.60 times as fast here"}})
+    build_report(tmp_path)
+    text = section(folder, "Speed")
+    told = f"In fp32 the test accuracy of these {len(results)} models differs from it by -0.20 to +0.10 points"
+    assert told in text
+    (header,) = table_rows(text, "configuration")
+    shown = [dict(zip(header, row, strict=True)) for row in table_rows(text, rows[0]["config"])]
+    assert [row["precision"] for row in shown] == ["bf16", "fp32"] * (len(shown) // 2)
+    assert "bf16: bf16 trains 1.60 times as fast here" in Page(folder.report_html.read_text()).text
+
+
 @needs_chromium
 @pytest.mark.parametrize("width", [1280, 400])
 def test_browser_shows_the_report_without_sideways_scrolling(run: RunFolder, tmp_path: Path, width: int) -> None:

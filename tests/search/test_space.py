@@ -468,3 +468,14 @@ def test_an_error_in_a_space_is_told_with_its_place_in_the_file(tmp_path: Path, 
 )
 def test_a_space_that_returns_no_configuration_is_told_with_the_key(tmp_path: Path, body: str, key: str) -> None:
     assert f"mine: {key}: " in drawing_error(tmp_path / "mine.py", body)
+
+
+@pytest.mark.parametrize("name", ["cnn", "mine.py"])
+def test_all_configurations_of_a_space_have_the_precision_of_the_run(name: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def space(trial, task):\n    return {'precision': 'fp32'}\n")  # has no default
+    space = load_space(str(tmp_path / name) if name.endswith(".py") else name)
+    task = Task(10, 3, 32, 1000, "cpu")
+    for precision in ("fp32", "bf16"):
+        drawn = sample_space(replace(space, precision=precision), task, 3)
+        default = replace(space, precision=precision).default_config(task)
+        assert {config.precision for _, config in drawn} | {default.precision} == {precision}

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from helpers.resnets import random_weights, resnet_config, small_data
-from torch import Tensor, nn
+from torch import Tensor
 
 from cifar_ray.config import AugmentConfig, TrialConfig
-from cifar_ray.models.classifier import build_model, forward
+from cifar_ray.models.classifier import build_model
 from cifar_ray.models.resnet import ResNet
-from cifar_ray.training import features, loop
+from cifar_ray.training import features
 from cifar_ray.training.device_data import DeviceData
 from cifar_ray.training.features import Features, head_features
 from cifar_ray.training.loop import Experiment, Training, eval_model, run_experiment
@@ -151,12 +151,13 @@ def test_a_head_learns_what_it_would_learn_under_the_backbone() -> None:
 def test_epochs_take_turns_with_the_views_and_the_first_one_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
 
-    def watched(model: nn.Module, inputs: Tensor) -> Tensor:
-        if model.training:
+    def watched(self: Training, order: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for inputs, labels in batches(self, order, epoch):
             seen.append(inputs)
-        return forward(model, inputs)
+            yield inputs, labels
 
-    monkeypatch.setattr(loop, "forward", watched)
+    batches = Training._batches
+    monkeypatch.setattr(Training, "_batches", watched)
     data = small_data()
     config = replace(head_config(views=3, augment=AUGMENT), batch_size=len(data.train_labels))  # a step an epoch
     outcome = run_experiment(Experiment(config, seed=0, max_epochs=7), data, pretrained=random_weights())

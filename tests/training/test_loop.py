@@ -33,7 +33,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cifar_ray.config import AugmentConfig, OptimizerConfig, TrialConfig
+from cifar_ray.config import AugmentConfig, OptimizerConfig, Precision, TrialConfig
 from cifar_ray.errors import InputError
 from cifar_ray.models.classifier import build_model
 from cifar_ray.results.records import Row
@@ -51,6 +51,8 @@ from cifar_ray.training.loop import (
 )
 from cifar_ray.training.metrics import loss_and_accuracy
 from cifar_ray.training.optim import LRSchedule, lr_factor, make_optimizer
+
+IN_BOTH = pytest.mark.parametrize("precision", ["fp32", "bf16"])
 
 # ---- data ----
 
@@ -339,9 +341,10 @@ def test_no_value_is_read_back_from_the_device_inside_an_epoch(
 
 
 @pytest.mark.parametrize("count", [1, EVAL_BATCH_SIZE - 1, EVAL_BATCH_SIZE, 2 * EVAL_BATCH_SIZE + 7])
-def test_evaluation_in_batches_equals_the_model_on_all_images_at_once(count: int) -> None:
+@IN_BOTH
+def test_evaluation_in_batches_equals_the_model_on_all_images_at_once(count: int, precision: Precision) -> None:
     torch.manual_seed(0)
-    config = tiny_config(model=replace(TINY, dropout=0.5, head_dropout=0.5))
+    config = tiny_config(precision=precision, model=replace(TINY, dropout=0.5, head_dropout=0.5))
     model = build_model(config, num_classes=5, channels=3, image_size=4)
     images = torch.randint(0, 256, (count, 3, 4, 4), dtype=torch.uint8)
     logits = eval_model(model, images)
@@ -350,8 +353,9 @@ def test_evaluation_in_batches_equals_the_model_on_all_images_at_once(count: int
     torch.testing.assert_close(logits, model.eval()(images), rtol=1e-4, atol=1e-4)
 
 
-def test_evaluation_turns_dropout_off_and_leaves_running_statistics_alone() -> None:
-    model = build_model(tiny_config(), num_classes=2, channels=1, image_size=8).train()
+@IN_BOTH
+def test_evaluation_turns_dropout_off_and_leaves_running_statistics_alone(precision: Precision) -> None:
+    model = build_model(tiny_config(precision=precision), num_classes=2, channels=1, image_size=8).train()
     before = copy.deepcopy(model)
     data = device_data()
     assert torch.equal(eval_model(model, data.val_images), eval_model(model, data.val_images))
@@ -362,15 +366,17 @@ def test_evaluation_turns_dropout_off_and_leaves_running_statistics_alone() -> N
 
 
 @pytest.mark.parametrize("lr_schedule", ["constant", "step", "cosine", "one_cycle", "plateau"])
-def test_a_learnable_problem_is_learnt(lr_schedule: str) -> None:
-    config = tiny_config(lr_schedule=schedule(lr_schedule))
+@IN_BOTH
+def test_a_learnable_problem_is_learnt(lr_schedule: str, precision: Precision) -> None:
+    config = tiny_config(precision=precision, lr_schedule=schedule(lr_schedule))
     outcome = run_experiment(Experiment(config, seed=0, max_epochs=8), device_data())
     assert outcome.best["val_accuracy"] >= 0.9
     assert outcome.history[-1]["train_loss"] < outcome.history[0]["train_loss"]
 
 
-def run_augmented(seed: int, name: str, norm: str, class_weights: str) -> Outcome:
+def run_augmented(precision: Precision, seed: int, name: str, norm: str, class_weights: str) -> Outcome:
     config = tiny_config(
+        precision=precision,
         model=replace(TINY, norm=norm, dropout=0.1, head_pool="flatten", head_hidden=4, head_dropout=0.1),
         optimizer=OptimizerConfig(name=name, lr=0.02),  # type: ignore[arg-type]
         augment=AugmentConfig(crop_padding=1, cutout=2),
@@ -382,19 +388,23 @@ def run_augmented(seed: int, name: str, norm: str, class_weights: str) -> Outcom
 @pytest.mark.parametrize(
     "what", [("sgd", "batch", "none"), ("adamw", "evonorm_s0", "balanced"), ("muon", "evonorm_b0", "balanced")]
 )
-def test_a_seed_repeats_a_run_bit_for_bit_and_another_does_not(what: tuple[str, str, str]) -> None:
-    first = run_augmented(1, *what)
+@IN_BOTH
+def test_a_seed_repeats_a_run_bit_for_bit_and_another_does_not(
+    what: tuple[str, str, str], precision: Precision
+) -> None:
+    first = run_augmented(precision, 1, *what)
     torch.rand(7)  # what was drawn before in this process makes no difference
-    second, other = run_augmented(1, *what), run_augmented(2, *what)
+    second, other = run_augmented(precision, 1, *what), run_augmented(precision, 2, *what)
     assert weights_equal(first.model, second.model)
     assert without_times(first.history) == without_times(second.history)
     assert not weights_equal(first.model, other.model)
     assert without_times(first.history) != without_times(other.history)
 
 
-def test_every_epoch_is_reported_as_the_row_of_the_history() -> None:
+@IN_BOTH
+def test_every_epoch_is_reported_as_the_row_of_the_history(precision: Precision) -> None:
     rows: list[Row] = []
-    config = tiny_config(lr_schedule=schedule("cosine"))
+    config = tiny_config(precision=precision, lr_schedule=schedule("cosine"))
     outcome = run_experiment(
         Experiment(config, seed=0, max_epochs=4), device_data(), report=lambda row: rows.append(dict(row))
     )
@@ -412,9 +422,10 @@ def test_every_epoch_is_reported_as_the_row_of_the_history() -> None:
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "evonorm_b0"])
-def test_the_returned_model_has_the_weights_of_the_best_epoch(norm: str) -> None:
+@IN_BOTH
+def test_the_returned_model_has_the_weights_of_the_best_epoch(norm: str, precision: Precision) -> None:
     data = misleading_data()
-    config = tiny_config(model=replace(TINY, norm=norm), lr_schedule=schedule("constant"))
+    config = tiny_config(precision=precision, model=replace(TINY, norm=norm), lr_schedule=schedule("constant"))
     outcome = run_experiment(Experiment(config, seed=0, max_epochs=4), data)
     last = outcome.history[-1]
     assert outcome.best["epoch"] < last["epoch"], "the last epoch must not be the best to show anything"
@@ -427,9 +438,12 @@ def test_the_returned_model_has_the_weights_of_the_best_epoch(norm: str) -> None
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "auc", "f1"])
-def test_the_metric_is_that_of_scikit_learn_and_the_accuracy_stays(metric: str) -> None:
+@IN_BOTH
+def test_the_metric_is_that_of_scikit_learn_and_the_accuracy_stays(metric: str, precision: Precision) -> None:
     data = device_data(num_val=40)
-    config = tiny_config(model=SMOOTH, optimizer=OptimizerConfig(lr=0.02), lr_schedule=schedule("constant"))
+    config = tiny_config(
+        precision=precision, model=SMOOTH, optimizer=OptimizerConfig(lr=0.02), lr_schedule=schedule("constant")
+    )
     rows: list[Row] = []
     outcome = run_experiment(Experiment(config, seed=0, max_epochs=3, metric=metric), data, report=rows.append)
     logits, labels = eval_model(outcome.model, data.val_images), data.val_labels.numpy()
@@ -517,15 +531,19 @@ def test_patience_counts_no_epoch_of_a_step_schedule_before_its_last_drop(
     assert [row["lr"] < 0.011e-30 for row in outcome.history[-patience:]] == [True] * patience
 
 
-def test_patience_counts_from_the_best_epoch() -> None:
-    config = tiny_config(optimizer=OptimizerConfig(lr=0.01), lr_schedule=schedule("constant"))
+@IN_BOTH
+def test_patience_counts_from_the_best_epoch(precision: Precision) -> None:
+    config = tiny_config(precision=precision, optimizer=OptimizerConfig(lr=0.01), lr_schedule=schedule("constant"))
     outcome = run_experiment(Experiment(config, seed=0, max_epochs=40, patience=2), device_data())
     assert outcome.best["epoch"] > 2, "epochs before the best have to be more than the patience to show anything"
     assert len(outcome.history) == min(outcome.best["epoch"] + 2, 40)
 
 
-def test_a_training_keeps_what_each_patience_would_have_left_also_when_it_is_taken_up_again() -> None:
-    config = tiny_config(optimizer=OptimizerConfig(lr=0.05), lr_schedule=schedule("constant"))
+@IN_BOTH
+def test_a_training_keeps_what_each_patience_would_have_left_also_when_it_is_taken_up_again(
+    precision: Precision,
+) -> None:
+    config = tiny_config(precision=precision, optimizer=OptimizerConfig(lr=0.05), lr_schedule=schedule("constant"))
     packed: dict[int, bytes] = {}
     experiment = Experiment(config, seed=0, max_epochs=40, kept_patiences=(2, 100))
 
@@ -599,8 +617,12 @@ def interrupted(config: TrialConfig, max_epochs: int, after: int) -> tuple[Outco
 @pytest.mark.parametrize("after", [1, 3])
 @pytest.mark.parametrize("lr_schedule", ["constant", "step", "cosine", "one_cycle", "plateau"])
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
-def test_a_training_that_goes_on_is_the_same_to_the_bit(name: Any, lr_schedule: str, after: int) -> None:
+@IN_BOTH
+def test_a_training_that_goes_on_is_the_same_to_the_bit(
+    name: Any, lr_schedule: str, after: int, precision: Precision
+) -> None:
     config = tiny_config(
+        precision=precision,
         model=replace(TINY, dropout=0.2),
         optimizer=OptimizerConfig(name=name, lr=0.01),
         lr_schedule=schedule(lr_schedule),
@@ -612,8 +634,9 @@ def test_a_training_that_goes_on_is_the_same_to_the_bit(name: Any, lr_schedule: 
     assert gone_on.best == gone_on.history[whole.best["epoch"] - 1]
 
 
-def test_a_training_that_goes_on_remembers_its_best_weights_and_patience() -> None:
-    config = tiny_config(lr_schedule=schedule("constant"), optimizer=OptimizerConfig(lr=0.2))
+@IN_BOTH
+def test_a_training_that_goes_on_remembers_its_best_weights_and_patience(precision: Precision) -> None:
+    config = tiny_config(precision=precision, lr_schedule=schedule("constant"), optimizer=OptimizerConfig(lr=0.2))
     packed: dict[int, bytes] = {}
     data = misleading_data()
     whole = run_experiment(
@@ -629,10 +652,15 @@ def test_a_training_that_goes_on_remembers_its_best_weights_and_patience() -> No
 
 
 @pytest.mark.parametrize("finetune", ["head", "gradual"])
-def test_a_fine_tuning_that_goes_on_is_the_same(finetune: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@IN_BOTH
+def test_a_fine_tuning_that_goes_on_is_the_same(
+    finetune: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     augment = AugmentConfig(flip="random")
-    config = resnet_config(augment, finetune=finetune, feature_views=2 if finetune == "head" else 1)
+    config = replace(
+        resnet_config(augment, finetune=finetune, feature_views=2 if finetune == "head" else 1), precision=precision
+    )
     packed: dict[int, bytes] = {}
     experiment = Experiment(config, seed=0, max_epochs=3)
     whole = run_experiment(
