@@ -20,7 +20,6 @@ from cifar_ray.search.asha import grace_period, make_asha
 from cifar_ray.search.progress import Progress
 from cifar_ray.search.samplers import sampler_of
 from cifar_ray.search.searcher import StudySearcher, TrialSlots
-from cifar_ray.search.space import load_space
 from cifar_ray.search.study import SpaceStudy
 from cifar_ray.training.seeds import derived_seed
 
@@ -40,7 +39,7 @@ class _NoWatcher:
 
 def ours(task: SearchTask, seed: int, sampler: str, **options: Any) -> Arm:
     """Our searcher and our ASHA."""
-    space = load_space("cnn")
+    space = task.space
     made = sampler_of(sampler, space, task.task)(seed, **options)
     study = optuna.create_study(direction="maximize", sampler=made)
     progress = Progress([], task.num_trials)
@@ -55,7 +54,7 @@ def ours(task: SearchTask, seed: int, sampler: str, **options: Any) -> Arm:
 
 def stock(task: SearchTask, seed: int, scheduler: Callable[[SearchTask], TrialScheduler], sampler: Any = None) -> Arm:
     """Ray's OptunaSearch, with a sampler of Optuna's."""
-    space = load_space("cnn")
+    space = task.space
 
     def draw(trial: optuna.Trial) -> dict[str, Any]:
         config = space.config(trial, task.task)

@@ -33,7 +33,6 @@ from cifar_ray.config import trial_config
 from cifar_ray.distributed.process import PROCESS, TrialSettings
 from cifar_ray.distributed.session import ray_session
 from cifar_ray.search.searcher import StudySearcher
-from cifar_ray.search.space import load_space
 from cifar_ray.search.tuner import run_search
 from cifar_ray.training.loop import NonFiniteLossError, run_experiment
 
@@ -74,7 +73,7 @@ class WatchOurs:
         self.configs: dict[int, dict[str, Any]] = {}
 
     def trial_began(self, number: int, params: dict[str, Any]) -> None:
-        config = load_space("cnn").config(optuna.trial.FixedTrial(params), self.task.task)
+        config = self.task.space.config(optuna.trial.FixedTrial(params), self.task.task)
         self.configs[number] = config.to_dict()
 
     def epoch_ended(self, number: int, row: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ from torch.nn import functional
 
 from cifar_ray.config import TrialConfig, trial_config
 from cifar_ray.search.mutation import Candidate, Params, draw, mutate
-from cifar_ray.search.space import load_space, param_domains, sample_space
+from cifar_ray.search.space import param_domains, sample_space
 from cifar_ray.training.device_data import DeviceData
 from cifar_ray.training.loop import Experiment, NonFiniteLossError, eval_model, run_experiment
 
@@ -121,7 +121,7 @@ def read_table(path: Path) -> list[Recorded]:
 
 def param_names(task: SearchTask) -> list[str]:
     """All parameters that the space may draw."""
-    return sorted(param_domains(trial for trial, _ in sample_space(load_space("cnn"), task.task, 500)))
+    return sorted(param_domains(trial for trial, _ in sample_space(task.space, task.task, 500)))
 
 
 def cells(recorded: Recorded, names: Sequence[str]) -> list[str]:
@@ -145,7 +145,7 @@ def final_loss(recorded: Recorded) -> float:
 
 def choose(task: SearchTask, number: int, known: Sequence[Recorded]) -> tuple[str, Candidate]:
     """The configuration of row `number`, of which `known` earlier rows may tell."""
-    space, rng = load_space("cnn"), np.random.default_rng([0, number])
+    space, rng = task.space, np.random.default_rng([0, number])
     default = draw(space, task.task, rng, space.default_params(task.task), ())
     if number < NUM_DEFAULTS:
         return "default", default
