@@ -19,14 +19,12 @@ from cifar_ray.config import Task
 from cifar_ray.errors import InputError
 from cifar_ray.search.mutation import Candidate, draw, draw_value, mutate
 from cifar_ray.search.space import Space
-from cifar_ray.search.study import LOSSES
 
-PRIOR_SDS = (0.03, 0.1, 0.3)
-"""Standard deviations, between configurations, that what one choice adds may have; in the logarithm of the log-loss."""
+PRIOR_SD = 0.3
+"""Standard deviation, between configurations, that what one choice adds has before anything is known; in logits."""
 
-NOISE_SDS = (0.03, 0.06, 0.12, 0.25)
-"""Those that outcomes may have around the sum: what seeds do, and what choices do together."""
-
+NOISE_SD = 0.3
+"""That of outcomes around the sum: what seeds do, and what choices do together."""
 
 SHARE_UNIFORM = 0.15
 """Share of the trials that are drawn from all of the space."""
@@ -34,20 +32,20 @@ SHARE_UNIFORM = 0.15
 MAX_CHANGES = 4
 """Parameters, at most, that a mutation draws anew."""
 
-WORST = -0.7
-"""Outcomes below it, twice the log-loss, count as that: how bad a bad trial is tells nothing of good ones."""
+WORST = -1.5
+"""Outcomes below it count as that: how bad a bad trial is tells nothing of good ones."""
 
 EARLY_NOISE = 1.0
 """How much larger the noise of a trial is that was stopped at once, as a part of that of one that was not."""
 
-LIMIT_SCALE = 5.0
-"""How much more a choice adds to the logarithm of the number of parameters than to that of the log-loss."""
+LIMIT_PRIOR_SD, LIMIT_NOISE_SD = 1.0, 0.2
+"""The same of the logarithm of the number of parameters."""
 
 
 class AdditiveSampler(optuna.samplers.BaseSampler):
-    """Thompson sampling with a Bayesian linear model of how configurations differ from trial 0.
+    """Thompson sampling (Russo et al. 2018, arXiv:1707.02038) with a linear model of how trials differ from trial 0.
 
-    The outcome of a trial is how far the logarithm of its validation log-loss lies below that of trial 0 after as many
+    The outcome of a trial is how far the logit of its validation metric lies above that of trial 0 after as many
     epochs, so that trials that were stopped early count as well. Each choice and each number adds to it, with a prior
     around zero. A draw of the weights from their posterior chooses among mutations of the best trial so far.
 
@@ -70,8 +68,8 @@ class AdditiveSampler(optuna.samplers.BaseSampler):
         self._rng = np.random.default_rng(seed)
         self._drawn: dict[str, Any] = {}
         self._model: AdditiveModel | None = None
-        self._reference: list[float] = []
-        """Losses of the trial that outcomes are differences from: the first one that has any."""
+        self._reference: dict[int, float] = {}
+        """The metric so far, by epoch, of the trial that outcomes are differences from: the first one that has any."""
         self._known: set[int] = set()
         """Numbers of the trials that were taken in."""
         self._best: tuple[float, FrozenTrial] | None = None
@@ -114,19 +112,21 @@ class AdditiveSampler(optuna.samplers.BaseSampler):
         """Take in a trial that has ended."""
         limits = trial.constraints
         if limits:
-            self._limits = self._limits or AdditiveModel(trial.params, scale=LIMIT_SCALE, offset=max(limits.values()))
+            self._limits = self._limits or AdditiveModel(
+                trial.params, LIMIT_PRIOR_SD, LIMIT_NOISE_SD, offset=max(limits.values())
+            )
             self._limits.add(trial.params, trial.distributions, max(limits.values()))
             if self._nearest is None or max(limits.values()) < self._nearest[0]:
                 self._nearest = max(limits.values()), trial
-        losses = trial.user_attrs.get(LOSSES)
+        metrics = trial.intermediate_values
         self._known.add(trial.number)
-        if not losses:
+        if not metrics:
             return
         if self._model is None:
-            self._model, self._reference = AdditiveModel(trial.params), losses
-        epochs = min(len(losses), len(self._reference))
-        outcome = _outcome(losses[epochs - 1], self._reference[epochs - 1])
-        share_left = max(0.0, 1 - len(losses) / len(self._reference))
+            self._model, self._reference = AdditiveModel(trial.params), metrics
+        epoch = min(max(metrics), max(self._reference))
+        outcome = max(WORST, _logit(metrics[epoch]) - _logit(self._reference[epoch]))
+        share_left = 1 - epoch / max(self._reference)
         self._model.add(trial.params, trial.distributions, outcome, (1 + EARLY_NOISE * share_left) ** -2)
         if trial.state == TrialState.COMPLETE and (self._best is None or outcome > self._best[0]):
             self._best = outcome, trial
@@ -149,34 +149,37 @@ class AdditiveSampler(optuna.samplers.BaseSampler):
                 continue  # the space does not allow it
 
 
-def _outcome(loss: float, reference: float) -> float:
-    """How far the logarithm of a log-loss lies below that of the reference."""
-    outcome = math.log(reference) - math.log(max(loss, 1e-6))
-    return max(WORST, outcome) if math.isfinite(outcome) else WORST
+def _logit(metric: float) -> float:
+    return math.log((metric + 1e-3) / (1 - metric + 1e-3))  # which is finite for all metrics from 0 to 1
 
 
 class AdditiveModel:
     """Bayesian linear regression on how configurations differ from one of them, whose outcome is zero.
 
     A categorical parameter has a weight for each other choice; a number has two, for its distance in its range and for
-    the square of that. What it costs to add an outcome, or to draw weights, does not grow with how many there are. The
-    scales of prior and noise are those, of a few, that make what was seen most probable.
+    the square of that. What it costs to add an outcome, or to draw weights, does not grow with how many there are.
 
     Args:
         reference: parameters of the configuration that others are compared with.
-        scale: of outcomes, as a multiple of what those of log-losses are.
+        prior_sd: standard deviation of what one choice adds, before anything is known.
+        noise_sd: that of outcomes around the sum.
         offset: outcome of the reference.
     """
 
-    def __init__(self, reference: Mapping[str, Any], scale: float = 1.0, offset: float = 0.0) -> None:
+    def __init__(
+        self,
+        reference: Mapping[str, Any],
+        prior_sd: float = PRIOR_SD,
+        noise_sd: float = NOISE_SD,
+        offset: float = 0.0,
+    ) -> None:
         self.reference = reference
-        self.scale = scale
+        self.prior_sd = prior_sd
+        self.noise_sd = noise_sd
         self.offset = offset
         self._columns: dict[tuple[str, Any], int] = {("", "other than the reference"): 0}
         self._gram = np.zeros((64, 64))
         self._moment = np.zeros(64)
-        self._square = 0.0
-        self._num = 0
 
     def features(self, params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> dict[int, float]:
         """What is not zero of a configuration's features, by column."""
@@ -214,41 +217,26 @@ class AdditiveModel:
     ) -> None:
         """Learn from one outcome; its noise has a variance of that of others divided by `weight`."""
         features = self.features(params, distributions)
-        outcome = (outcome - self.offset) / self.scale
         columns, values = np.array(list(features), int), np.array(list(features.values()))
         self._gram[np.ix_(columns, columns)] += weight * np.outer(values, values)
-        self._moment[columns] += weight * outcome * values
-        self._square += weight * outcome**2
-        self._num += 1
+        self._moment[columns] += weight * (outcome - self.offset) * values
 
     def predict(self, candidates: Sequence[Candidate], rng: np.random.Generator | None) -> np.ndarray:
         """Outcomes (N,) of configurations by weights that :meth:`draw_weights` gives."""
         rows = [self.features(one.params, one.distributions) for one in candidates]
         weights = self.draw_weights(rng)
         sums = [sum(weights[column] * value for column, value in row.items()) for row in rows]
-        return self.offset + self.scale * np.array(sums)
+        return self.offset + np.array(sums)
 
     def draw_weights(self, rng: np.random.Generator | None) -> np.ndarray:
         """Weights by column, drawn from their posterior, or without `rng` its mean."""
         d = len(self._columns)
-        values, vectors = np.linalg.eigh(self._gram[:d, :d])
-        values = np.maximum(values, 0.0)
-        moment = vectors.T @ self._moment[:d]
-
-        def evidence(prior_sd: float, noise_sd: float) -> float:
-            ridge = (noise_sd / prior_sd) ** 2
-            residual = self._square - np.sum(moment**2 / (values + ridge))
-            log_det = 2 * self._num * math.log(noise_sd) + np.sum(np.log1p(values / ridge))
-            return float(-0.5 * (log_det + residual / noise_sd**2))
-
-        prior_sd, noise_sd = max(
-            ((prior, noise) for prior in PRIOR_SDS for noise in NOISE_SDS), key=lambda pair: evidence(*pair)
-        )
-        precision = values / noise_sd**2 + 1 / prior_sd**2
-        drawn = moment / noise_sd**2 / precision
+        precision = self._gram[:d, :d] / self.noise_sd**2 + np.eye(d) / self.prior_sd**2
+        weights: np.ndarray = np.linalg.solve(precision, self._moment[:d] / self.noise_sd**2)
         if rng is not None:
-            drawn = drawn + rng.standard_normal(d) / np.sqrt(precision)
-        return vectors @ drawn
+            root = np.linalg.cholesky(precision)
+            weights = weights + np.linalg.solve(root.T, rng.standard_normal(d))
+        return weights
 
 
 def _position(distribution: BaseDistribution, value: float | None) -> float:

@@ -22,7 +22,7 @@ from cifar_ray.errors import InputError, one_line
 from cifar_ray.models.classifier import build_model, count_params
 from cifar_ray.results.records import Row, State
 from cifar_ray.search.progress import Progress, mean_epoch_s
-from cifar_ray.search.study import LOSSES, RECORD, SpaceStudy, put_back, tell
+from cifar_ray.search.study import RECORD, SpaceStudy, put_back, tell
 from cifar_ray.search.trial import ROWS
 from cifar_ray.training.seeds import derived_seed
 
@@ -196,7 +196,6 @@ class StudySearcher(Searcher):
             record["reason"] = "stopped by --time-budget"
         # Before it is on record as finished: a trial whose files are not whole is run again after a kill.
         self.watcher.trial_ended(record)
-        running.trial.set_user_attr(LOSSES, [round(row["val_loss"], 4) for row in running.history])
         running.trial.set_user_attr(RECORD, record)
         tell(self.study, running.trial.number, record)
         self.progress.add_trial(record)

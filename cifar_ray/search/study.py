@@ -20,10 +20,6 @@ RECORD = "record"
 """User attribute of a finished trial in the study: its record, one line of trials.jsonl."""
 
 
-LOSSES = "val_losses"
-"""User attribute of a finished trial in the study: the validation log-loss of each of its epochs."""
-
-
 @dataclass(frozen=True)
 class SpaceStudy:
     """The study of one space among those of a run, which take turns in the numbers of trials."""

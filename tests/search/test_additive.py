@@ -9,12 +9,12 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
+from scipy.special import expit, logit
 
 from cifar_ray.config import Task
-from cifar_ray.search.additive import NOISE_SDS, PRIOR_SDS, AdditiveModel, AdditiveSampler
+from cifar_ray.search.additive import NOISE_SD, PRIOR_SD, AdditiveModel, AdditiveSampler
 from cifar_ray.search.searcher import count_config_params
 from cifar_ray.search.space import Space, load_space
-from cifar_ray.search.study import LOSSES
 
 TASK = Task(num_classes=10, channels=1, image_size=8, num_train=200, device="cpu", flips=("none",))
 CNN = load_space("cnn")
@@ -54,38 +54,33 @@ def test_weights_are_those_of_ridge_regression() -> None:
     for i, row in enumerate(rows):
         x[i, list(row)] = list(row.values())
     y, w = np.array(outcomes), np.diag(weights)
-    found = []
-    for prior_sd in PRIOR_SDS:
-        for noise_sd in NOISE_SDS:
-            covariance = prior_sd**2 * x @ x.T + noise_sd**2 * np.linalg.inv(w)
-            evidence = -0.5 * (np.linalg.slogdet(covariance)[1] + y @ np.linalg.solve(covariance, y))
-            precision = x.T @ w @ x / noise_sd**2 + np.eye(7) / prior_sd**2
-            found.append((evidence, np.linalg.solve(precision, x.T @ w @ y) / noise_sd**2, precision))
-    _, mean, precision = max(found, key=lambda one: one[0])
+    precision = x.T @ w @ x / NOISE_SD**2 + np.eye(7) / PRIOR_SD**2
+    mean = np.linalg.solve(precision, x.T @ w @ y) / NOISE_SD**2
     assert model.draw_weights(None) == pytest.approx(mean)
     drawn = np.array([model.draw_weights(rng) for _ in range(4000)])
     assert drawn.mean(0) == pytest.approx(mean, abs=0.01)
     assert np.cov(drawn.T) == pytest.approx(np.linalg.inv(precision), abs=0.002)
 
 
-def search(sampler: optuna.samplers.BaseSampler, num_trials: int, loss: Any, epochs: int = 3) -> optuna.Study:
-    """Trials of the space `cnn` whose losses a function of their parameters gives."""
+def search(sampler: optuna.samplers.BaseSampler, num_trials: int, metric: Any, epochs: int = 3) -> optuna.Study:
+    """Trials of the space `cnn` whose metrics a function of their parameters gives."""
     study = optuna.create_study(direction="maximize", sampler=sampler)
     study.enqueue_trial(CNN.default_params(TASK))
     for _ in range(num_trials):
         trial = study.ask()
         CNN.config(trial, TASK)
-        final = loss(trial.params)
-        trial.set_user_attr(LOSSES, [final + 0.1 * left for left in reversed(range(epochs))])
-        study.tell(trial, -final)
+        final = metric(trial.params)
+        for epoch in range(1, epochs + 1):
+            trial.report(final - 0.1 * (epochs - epoch), epoch)
+        study.tell(trial, final)
     return study
 
 
 def planted(params: dict[str, Any]) -> float:
     rng = np.random.default_rng(zlib.crc32(str(sorted(params.items())).encode()))
-    better = 0.3 * (params["model/activation"] == "mish" if "model/activation" in params else 0)
-    better += 0.2 * (params["batch_size"] == 32) - 0.2 * params["model/head_dropout"]
-    return math.exp(-better + rng.normal(0, 0.05))
+    better = 1.0 * (params["model/activation"] == "mish" if "model/activation" in params else 0)
+    better += 0.7 * (params["batch_size"] == 32) - 0.7 * params["model/head_dropout"]
+    return float(expit(better + rng.normal(0, 0.15)))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -102,14 +97,15 @@ def test_trials_that_were_stopped_early_count_against_trial_0_at_the_same_epoch(
 ) -> None:
     told: list[float] = []
     monkeypatch.setattr(AdditiveModel, "add", lambda self, params, distributions, outcome, weight: told.append(outcome))
-    study = search(AdditiveSampler(CNN, TASK, 0), 1, lambda params: 1.0)
-    for losses in ([1.1], [1.1, 1.05]):  # after one epoch trial 0 had 1.2, after two 1.1
+    study = search(AdditiveSampler(CNN, TASK, 0), 1, lambda params: 0.8)
+    for metrics in ([0.5], [0.5, 0.75]):  # after one epoch trial 0 had 0.6, after two 0.7
         trial = study.ask()
         CNN.config(trial, TASK)
-        trial.set_user_attr(LOSSES, losses)
+        for epoch, metric in enumerate(metrics, start=1):
+            trial.report(metric, epoch)
         study.tell(trial, state=TrialState.PRUNED)
     CNN.config(study.ask(), TASK)
-    assert told == pytest.approx([0.0, math.log(1.2 / 1.1), math.log(1.1 / 1.05)])
+    assert told == pytest.approx([0.0, logit(0.5) - logit(0.6), logit(0.75) - logit(0.7)], abs=2e-3)
 
 
 def test_it_finds_its_way_below_a_limit_that_trial_0_is_above() -> None:
@@ -124,18 +120,19 @@ def test_it_finds_its_way_below_a_limit_that_trial_0_is_above() -> None:
             trial.set_constraint("max_params", math.log(num_params / 3000))
             if num_params <= 3000:
                 within[name] += 1
-                trial.set_user_attr(LOSSES, [1.0])
+                trial.report(0.5, 1)
                 study.tell(trial, 0.5)
             else:
                 study.tell(trial, state=TrialState.PRUNED)
     assert within["additive"] >= 20 > 3 * within["random"]
 
 
-def test_an_infinite_loss_and_a_trial_that_failed_do_no_harm() -> None:
+def test_perfect_and_hopeless_trials_and_one_that_failed_do_no_harm() -> None:
     study = search(AdditiveSampler(CNN, TASK, 0), 3, lambda params: 1.0)
-    trial = study.ask()
-    trial.set_user_attr(LOSSES, [math.inf])
-    study.tell(trial, state=TrialState.PRUNED)
+    for metric in (0.0, 1.0):
+        trial = study.ask()
+        trial.report(metric, 1)
+        study.tell(trial, state=TrialState.PRUNED)
     study.tell(study.ask(), state=TrialState.FAIL)
     CNN.config(study.ask(), TASK)
 
@@ -154,10 +151,10 @@ def test_it_draws_while_trial_0_runs_and_for_a_space_without_a_default() -> None
     for _ in range(3):
         trial = study.ask()
         own.config(trial, TASK)
-        trial.set_user_attr(LOSSES, [1.0])
+        trial.report(0.5, 1)
         study.tell(trial, 1.0)
 
 
 def test_the_same_seed_draws_the_same_trials() -> None:
-    first, second = (search(AdditiveSampler(CNN, TASK, 7), 8, lambda params: params["batch_size"]) for _ in range(2))
+    first, second = (search(AdditiveSampler(CNN, TASK, 7), 8, lambda params: params["batch_size"] / 1000) for _ in range(2))
     assert [trial.params for trial in first.trials] == [trial.params for trial in second.trials]
