@@ -149,11 +149,16 @@ def power(x: Experiment, factor: str) -> str | None:
     """Where nothing can be told: which difference would have been seen, and how many seeds would settle this one."""
     rows = [(arm, row) for arm, row in x.effects(PRIMARY, x.arms_of(factor))
             if row.get("low") is not None and not is_effect(row)]  # fmt: skip
-    seen = [row["detectable"] for _, row in rows if row.get("detectable") is not None]
+    known = [(called(x, arm), row["detectable"]) for arm, row in rows if row.get("detectable") is not None]
+    seen = [detectable for _, detectable in known if detectable < 1]
+    hopeless = [name for name, detectable in known if detectable >= 1]  # more than any two scores can differ by
     needed = [(called(x, arm), row["seeds_needed"]) for arm, row in rows if row.get("seeds_needed") is not None]
     said = []
     if seen:
         said.append(f"a difference of {size(x, max(seen))} would have been seen here")
+    if hopeless:
+        varies = "varies" if len(hopeless) == 1 else "vary"
+        said.append(f"{and_list(hopeless)} {varies} too much from seed to seed for any difference to be seen here")
     if needed:
         seeds = [f"{_seeds(number)}{f' for {name}' if len(rows) > 1 else ''}" for name, number in needed]
         what = "one as large as this" if len(needed) == 1 else "differences as large as these"

@@ -108,6 +108,15 @@ def test_each_half_of_the_power_is_told_alone(made: Made, missing: str, said: st
     assert said in made.said("residual") and not_said not in made.said("residual")
 
 
+def test_a_level_that_varies_too_much_for_any_difference_is_said_to(made: Made) -> None:
+    made.effect("activation=mish", **OPEN)
+    made.effect("activation=gelu", **(OPEN | {"detectable": 1.44}))
+    assert (
+        "A difference of 0.90 points would have been seen here; gelu varies too much from seed to seed for any "
+        "difference to be seen here; to settle"
+    ) in made.said("activation")
+
+
 def test_several_levels_that_cannot_be_told_are_one_clause(made: Made) -> None:
     made.effect("activation=mish", **OPEN)
     made.effect("activation=gelu", **(OPEN | {"seeds_needed": 1000}))

@@ -156,5 +156,7 @@ def test_it_draws_while_trial_0_runs_and_for_a_space_without_a_default() -> None
 
 
 def test_the_same_seed_draws_the_same_trials() -> None:
-    first, second = (search(AdditiveSampler(CNN, TASK, 7), 8, lambda params: params["batch_size"] / 1000) for _ in range(2))
+    first, second = (
+        search(AdditiveSampler(CNN, TASK, 7), 8, lambda params: params["batch_size"] / 1000) for _ in range(2)
+    )
     assert [trial.params for trial in first.trials] == [trial.params for trial in second.trials]
