@@ -19,7 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from types import SimpleNamespace
@@ -39,6 +39,14 @@ OVERHEAD_S = 0.05
 """Seconds of a trial beside its epochs."""
 
 
+@dataclass(eq=False)
+class _Handle:
+    """A trial, as far as Ray's schedulers look at it."""
+
+    trial_id: str
+    status: str = "RUNNING"
+
+
 @dataclass
 class _Trial:
     """A trial under way, or ended."""
@@ -46,10 +54,10 @@ class _Trial:
     trial_id: str
     params: dict[str, Any]
     training: Training
+    handle: Any
     epoch: int = 0
     best: tuple[float, float] = (-1.0, 0.0)
     """Accuracy and minus the log-loss, of the best epoch."""
-    handle: Any = field(default_factory=object)
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ def search(
                 break
             params = params_of(suggested)
             training = world.train(params, np.random.default_rng([seed, num_begun]))
-            trial = _Trial(trial_id, params, training, handle=SimpleNamespace(trial_id=trial_id, status="RUNNING"))
+            trial = _Trial(trial_id, params, training, _Handle(trial_id))
             scheduler.on_trial_add(controller, trial.handle)
             heapq.heappush(running, (now + OVERHEAD_S + training.epoch_s, num_begun, trial))
             num_begun += 1
