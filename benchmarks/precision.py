@@ -92,8 +92,8 @@ def main() -> None:
         print(f"{name}: {mean:.2f} %, standard deviation {sd:.2f}, {np.mean(seconds[name]):.1f} CPU seconds a training")
     ratio = np.median(np.array(seconds["fp32"]) / np.array(seconds["bf16"]))
     print(
-        f"{args.preset}, {num_train} / {num_val} / {num_holdout} images, {args.max_epochs} epochs, n = {args.seeds}: bf16 "
-        f" {difference:+.2f} points ({low:+.2f} to {high:+.2f}): {verdict(low, high)}; "
+        f"{args.preset}, {num_train} / {num_val} / {num_holdout} images, {args.max_epochs} epochs, n = {args.seeds}: "
+        f"bf16 {difference:+.2f} points ({low:+.2f} to {high:+.2f}): {verdict(low, high)}; "
         f"{ratio:.2f} times as fast (median){'' if has_bf16('cpu') else ', emulated: this processor has no bf16'}"
     )
 
