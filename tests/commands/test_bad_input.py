@@ -84,6 +84,8 @@ def test_bad_input_is_one_line_and_leaves_no_run_folder(
         (["--max-params", "many"], "--max-params: must be a number above 0 such as 150k or 1M, not 'many'"),
         (["--metric", "top5"], "--metric: must be one of accuracy, auc, f1, not 'top5'"),
         (["--sampler", "grid"], "--sampler: must be one of additive, tpe, random, not 'grid'"),
+        (["--precision", "fp8"], "--precision: must be one of auto, fp32, bf16, not 'fp8'"),
+        (["--set", "precision=bf16"], "--set: cannot give the precision, which is that of the whole run: --precision"),
         (["--name", "../x"], "--name: must be the name of a folder, not a path: '../x'"),
         (["--name", "/abs"], "--name: must be the name of a folder, not a path: '/abs'"),
         (["--name", ".hidden"], "--name: must be the name of a folder, not a path: '.hidden'"),

@@ -26,6 +26,7 @@ from cifar_ray.driver.run import Run
 from cifar_ray.driver.stages import describe_data, finish
 from cifar_ray.driver.train import train
 from cifar_ray.errors import InputError
+from cifar_ray.models.classifier import has_bf16
 from cifar_ray.presets import PRESETS, preset
 from cifar_ray.results.config_json import TO_TRAIN_AGAIN
 from cifar_ray.train import main
@@ -33,14 +34,16 @@ from cifar_ray.train import main
 share_a_run = pytest.mark.xdist_group("train")
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 MAX_EPOCHS = 12
+PRECISION = "bf16" if has_bf16("cpu") else "fp32"
 
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Two presets, two seeds each, with patience: the run's folder and what it printed."""
+    """Two presets, two seeds each, with patience, in bf16 where there is any: the run's folder and what it printed."""
     folder = tmp_path_factory.mktemp("train")
     flags = ["--preset", "mish-cnn", "--preset", "mish-bn-cnn", "--data", "digits", "--train-size", "400"]
     flags += ["--set", "lr_schedule/name=constant", "--patience", "1", "--max-epochs", str(MAX_EPOCHS)]
+    flags += ["--precision", PRECISION]
     done = launcher.run("train", *flags, "--seeds", "2", "--name", "two", folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "runs" / "two", done
@@ -77,6 +80,23 @@ def test_patience_ends_final_trainings_and_keeps_their_best_weights(compared: An
 
 
 @share_a_run
+def test_the_precision_stands_in_all_records_and_models_are_scored_and_timed_in_fp32_too(compared: Any) -> None:
+    run, done = compared
+    assert f"precision   {PRECISION}: as asked" in done.stdout
+    assert json.loads((run / "run.json").read_text())["precision"] == {"used": PRECISION, "why": "as asked"}
+    cards = [json.loads((folder / "config.json").read_text()) for folder in (run / "models").iterdir()]
+    assert {card["config"]["precision"] for card in cards} == {PRECISION}
+    rows = read_results(run)
+    assert {row["precision"] for row in rows} == {PRECISION}
+    for row in rows:
+        in_fp32 = [row[f"{name}_fp32"] for name in ("test_accuracy", "latency_ms_p50", "images_per_s")]
+        assert all(in_fp32) if PRECISION == "bf16" else not any(in_fp32)
+    if PRECISION == "bf16":
+        assert all(abs(float(row["test_accuracy_fp32"]) - float(row["test_accuracy"])) < 0.02 for row in rows)
+        assert "Scores are in bf16, as models were trained." in (run / "report.md").read_text()
+
+
+@share_a_run
 @pytest.mark.slow
 def test_a_saved_configuration_alone_trains_the_same_model_again(
     compared: Any, run_command: Command, tmp_path: Path
@@ -88,7 +108,7 @@ def test_a_saved_configuration_alone_trains_the_same_model_again(
     assert (model / "model.safetensors").read_bytes() == (best / "model.safetensors").read_bytes()
     about = json.loads((tmp_path / "runs" / "again" / "run.json").read_text())
     assert about["settings"]["data"] == "digits" and about["settings"]["max_epochs"] == MAX_EPOCHS
-    assert about["settings"]["patience"] == 1
+    assert about["settings"]["patience"] == 1 and about["settings"]["precision"] == PRECISION
     assert about["data"]["num_train"] + about["data"]["num_val"] == 400
 
 
