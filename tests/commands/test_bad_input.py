@@ -85,7 +85,10 @@ def test_bad_input_is_one_line_and_leaves_no_run_folder(
         (["--metric", "top5"], "--metric: must be one of accuracy, auc, f1, not 'top5'"),
         (["--sampler", "grid"], "--sampler: must be one of additive, tpe, random, not 'grid'"),
         (["--precision", "fp8"], "--precision: must be one of auto, fp32, bf16, not 'fp8'"),
-        (["--set", "precision=bf16"], "--set: cannot give the precision, which is that of the whole run: --precision"),
+        (
+            ["--set", "precision=bf16"],
+            "--set: cannot give the precision, which is that of the whole run: --precision bf16",
+        ),
         (["--name", "../x"], "--name: must be the name of a folder, not a path: '../x'"),
         (["--name", "/abs"], "--name: must be the name of a folder, not a path: '/abs'"),
         (["--name", ".hidden"], "--name: must be the name of a folder, not a path: '.hidden'"),
