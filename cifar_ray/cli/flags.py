@@ -58,7 +58,7 @@ def _key_and_value(text: str) -> str:
     if not key or not value:
         raise ValueError(f"must be KEY=VALUE such as model/dropout=0.2, not {text!r}")
     if key == "precision":
-        raise ValueError(f"cannot give the precision, which is that of the whole run: --precision {value}")
+        raise ValueError(f"cannot give the precision; --precision {value} does, to all models")
     return text
 
 

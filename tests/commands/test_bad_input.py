@@ -87,7 +87,7 @@ def test_bad_input_is_one_line_and_leaves_no_run_folder(
         (["--precision", "fp8"], "--precision: must be one of auto, fp32, bf16, not 'fp8'"),
         (
             ["--set", "precision=bf16"],
-            "--set: cannot give the precision, which is that of the whole run: --precision bf16",
+            "--set: cannot give the precision; --precision bf16 does, to all models",
         ),
         (["--name", "../x"], "--name: must be the name of a folder, not a path: '../x'"),
         (["--name", "/abs"], "--name: must be the name of a folder, not a path: '/abs'"),
