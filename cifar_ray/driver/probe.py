@@ -1,4 +1,4 @@
-"""How fast a configuration trains here, timed on every slot at once before a run begins."""
+"""How fast a configuration trains here, and in which precision: timed on every slot at once before a run begins."""
 
 import statistics
 import time
