@@ -1,116 +1,18 @@
 """The flags of the commands."""
 
-import math
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from cifar_ray.cli import values
 from cifar_ray.cli.parser import at_least, flag, one_of
-from cifar_ray.config import WEIGHTS, WEIGHTS_SUFFIXES
 from cifar_ray.results.records import folder_name
-
-BUILT_IN_DATA = ("cifar10", "digits")
-
-LARGEST_IMAGE = 1024
-"""Side in pixels: of larger images a few thousand do not fit into memory."""
 
 METRICS = ("accuracy", "auc", "f1")
 
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 """Whether `ray job submit` started this process. Its working folder belongs to Ray then."""
-
-
-def _not_empty(text: str) -> str:
-    # Such as that of a shell variable that is not set; as a path it would be the working folder.
-    if not text:
-        raise ValueError("must not be empty")
-    return text
-
-
-def _data_source(text: str) -> str:
-    return text if text in BUILT_IN_DATA else str(_path(text))
-
-
-def _spaces(text: str) -> str:
-    names = [part.strip() for part in text.split(",")]
-    # Absolute, so that a run can be taken up from another folder.
-    return ",".join(os.path.abspath(os.path.expanduser(name)) if name.endswith(".py") else name for name in names)
-
-
-def _path(text: str) -> Path:
-    return Path(os.path.abspath(os.path.expanduser(_not_empty(text))))
-
-
-def _weights(text: str) -> str:
-    if text in WEIGHTS:
-        return text
-    path = _path(text)
-    # A name in the wrong case would otherwise be a file that is not there, and only be told after all else is loaded.
-    if path.suffix.lower() not in WEIGHTS_SUFFIXES and not os.path.exists(path):
-        raise ValueError(f"must be {', '.join(WEIGHTS)} or a file ({', '.join(WEIGHTS_SUFFIXES)}), not {text!r}")
-    return str(path)
-
-
-def _key_and_value(text: str) -> str:
-    key, _, value = text.partition("=")
-    if not key or not value:
-        raise ValueError(f"must be KEY=VALUE such as model/dropout=0.2, not {text!r}")
-    if key == "precision":
-        raise ValueError(f"cannot give the precision; --precision {value} does, to all models")
-    return text
-
-
-def _image_size(text: str) -> int | None:
-    size = None if text == "auto" else at_least(1)(text)
-    if size is not None and size > LARGEST_IMAGE:
-        raise ValueError(f"must be at most {LARGEST_IMAGE} pixels, not {text}")
-    return size
-
-
-def _probability(text: str) -> float:
-    try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= 1:
-        raise ValueError(f"must be a probability such as 95% or 0.95, not {text!r}")
-    return value
-
-
-def _above_zero(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise ValueError(f"must be a number above 0, not {text!r}")
-    return value
-
-
-def _gpus_per_trial(text: str) -> int | None:
-    return None if text == "auto" else at_least(0)(text)
-
-
-def count(text: str) -> int:
-    """Parse a positive count such as `150000`, `150k` or `1.5M`."""
-    found = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)([kKmMgGbB]?)", text)
-    number = found and round(float(found[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}[found[2].lower()])
-    if not number:
-        raise ValueError(f"must be a number above 0 such as 150k or 1M, not {text!r}")
-    return number
-
-
-def seconds(text: str) -> float:
-    """Parse a duration such as `90s`, `10m` or `1h30m` into seconds."""
-    parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text)
-    total = (
-        sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (3600, 60, 1), strict=True)) if parts else 0
-    )
-    if not total:
-        raise ValueError(f"must be a duration such as 90s, 10m or 1h30m, not {text!r}")
-    return total
 
 
 @dataclass(frozen=True)
@@ -150,22 +52,30 @@ class RunSettings:
     extendable: ClassVar[tuple[str, ...]] = ()
     """Flags that may be given a higher value when a run is taken up again, even one that has come to its end."""
 
-    data: str | None = flag("cifar10", "cifar10, digits, or a folder of images or parquet", _data_source, "NAME|PATH")
-    data_dir: Path | None = flag(None, "where cifar10 is or is downloaded to (default: the user's cache folder)", _path)
+    data: str | None = flag(
+        "cifar10", "cifar10, digits, or a folder of images or parquet", values.data_source, "NAME|PATH"
+    )
+    data_dir: Path | None = flag(
+        None, "where cifar10 is or is downloaded to (default: the user's cache folder)", values.path
+    )
     skip_bad_images: bool = flag(False, "leave out images that cannot be read, and list them in run.json")
     metric: str | None = flag("accuracy", "what ranks models: accuracy, auc or f1 (macro)", one_of(*METRICS), "NAME")
     cpus_per_trial: int = flag(
         1, "CPUs of each worker of a trial or final training, and of each evaluation actor", at_least(1), "N"
     )
     gpus_per_trial: int | None = flag(
-        None, "GPUs of each, 0 or 1 (default: auto, 1 where there are GPUs)", _gpus_per_trial, "auto|N"
+        None, "GPUs of each, 0 or 1 (default: auto, 1 where there are GPUs)", values.gpus_per_trial, "auto|N"
     )
     name: str | None = flag(None, "name of the run (default: what it does, its data, and the time)", folder_name)
     runs_dir: Path = flag(
-        Path.home() / "cifar_ray_runs" if SUBMITTED else Path("runs"), "folder that run folders are made in", _path
+        Path.home() / "cifar_ray_runs" if SUBMITTED else Path("runs"),
+        "folder that run folders are made in",
+        values.path,
     )
     address: str | None = flag(
-        None, "join the Ray cluster at this address (auto or HOST:PORT) instead of using this machine alone", _not_empty
+        None,
+        "join the Ray cluster at this address (auto or HOST:PORT) instead of using this machine alone",
+        values.not_empty,
     )
 
     @property
@@ -187,14 +97,14 @@ class TrainingSettings(RunSettings):
     image_size: int | None = flag(
         None,
         "side of the images in pixels (default: auto, native up to 64, else 32; with ResNets 96, or 160 on GPUs)",
-        _image_size,
+        values.image_size,
         "auto|N",
     )
     weights: str | None = flag(
         None,
         "backbone weights of ResNets: DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2, none, or a file (.pth, .safetensors) with "
         "torchvision's keys (default: what a configuration says, DEFAULT in a search)",
-        _weights,
+        values.weights,
         "NAME|PATH",
     )
     precision: str | None = flag(
@@ -208,7 +118,7 @@ class TrainingSettings(RunSettings):
         (),
         "give all configurations this value, such as model/dropout=0.2 or optimizer/name=adamw, and do not search it; "
         "may be given several times",
-        _key_and_value,
+        values.key_and_value,
         "KEY=VALUE",
     )
     seed: int = flag(0, "seed of the whole run", at_least(0), "N")
@@ -216,7 +126,7 @@ class TrainingSettings(RunSettings):
         None,
         "go on with an interrupted run, given by name or folder; all else comes from it, but a search may get more "
         "--trials or --time-budget, also when it has ended",
-        _not_empty,
+        values.not_empty,
         "RUN",
     )
 
@@ -243,7 +153,10 @@ class TuneSettings(TrainingSettings):
     extendable = ("trials", "time_budget")
 
     space: str = flag(
-        "cnn", "search spaces, built-in names or Python files; several share the trials", _spaces, "NAME|FILE.py[,...]"
+        "cnn",
+        "search spaces, built-in names or Python files; several share the trials",
+        values.spaces,
+        "NAME|FILE.py[,...]",
     )
     trials: int = flag(50, "configurations to try, beside those that fail or are over a limit", at_least(1), "N")
     max_epochs: int = flag(
@@ -253,7 +166,7 @@ class TuneSettings(TrainingSettings):
     time_budget: float | None = flag(
         None,
         "end the search early enough to have all done in this time, report included: 10m, 1h30m",
-        seconds,
+        values.seconds,
         "T",
     )
     workers_per_trial: int = flag(
@@ -265,7 +178,7 @@ class TuneSettings(TrainingSettings):
         "by what each choice seems to add) or random",
         one_of("additive", "tpe", "random"),
     )
-    max_params: int | None = flag(None, "only models of at most this many parameters: 150k, 1M", count, "N")
+    max_params: int | None = flag(None, "only models of at most this many parameters: 150k, 1M", values.count, "N")
     finalists: int = flag(
         3, "best configurations that are trained again over several seeds, beside the default recipe", at_least(1), "N"
     )
@@ -287,12 +200,15 @@ class NamedSettings(TrainingSettings):
 
     preset: tuple[str, ...] = flag((), "a model by name, may be given several times", metavar="NAME")
     config: tuple[Path, ...] = flag(
-        (), "a model by its config.json, such as best/config.json of a run; may be given several times", _path, "FILE"
+        (),
+        "a model by its config.json, such as best/config.json of a run; may be given several times",
+        values.path,
+        "FILE",
     )
     data: str | None = flag(
         None,
         "as for tune (default: that of the first --config, else cifar10)",
-        _data_source,
+        values.data_source,
         "NAME|PATH",
     )
     metric: str | None = flag(
@@ -332,12 +248,14 @@ class AblateSettings(NamedSettings):
     """Change one thing at a time in a configuration, its base, and tell what each change does to it."""
 
     preset: tuple[str, ...] = flag((), "the base by name (default: small-cnn)", metavar="NAME")
-    config: tuple[Path, ...] = flag((), "the base by its config.json, such as best/config.json of a run", _path, "FILE")
+    config: tuple[Path, ...] = flag(
+        (), "the base by its config.json, such as best/config.json of a run", values.path, "FILE"
+    )
     vary: tuple[str, ...] = flag(
         (),
         "a factor and its levels, such as norm, or norm=none,batch, or a key and its values: model/dropout=0,0.1,0.3; "
         "may be given several times (default: all factors below)",
-        _not_empty,
+        values.not_empty,
         "FACTOR[=LEVEL,...]",
     )
     cross: str | None = flag(
@@ -353,7 +271,7 @@ class AblateSettings(NamedSettings):
         False, "each seed draws its own training and validation images, so that what is told holds for other splits too"
     )
     time_budget: float | None = flag(
-        None, "begin only if it is estimated to be done in this time: 10m, 1h30m", seconds, "T"
+        None, "begin only if it is estimated to be done in this time: 10m, 1h30m", values.seconds, "T"
     )
     dry_run: bool = flag(False, "show what would be trained, and how long it takes; train nothing")
 
@@ -365,7 +283,7 @@ class EvaluateSettings(RunSettings):
     models: tuple[Path, ...] = flag(
         (),
         "folders of saved models (runs/NAME/best), and runs, for all of their models",
-        _path,
+        values.path,
         "MODEL",
         positional=True,
     )
@@ -373,7 +291,7 @@ class EvaluateSettings(RunSettings):
         None,
         "cifar10, digits, or a folder of labelled images or parquet: the test split, or all of a folder that has none "
         "(default: the test split of the data that the models were trained on)",
-        _data_source,
+        values.data_source,
         "NAME|PATH",
     )
     metric: str | None = flag(
@@ -388,32 +306,34 @@ class EvaluateSettings(RunSettings):
 class ReportSettings:
     """Rebuild the report of a run, or of several on the same test split; choose from what was measured."""
 
-    runs: tuple[Path, ...] = flag((), "folders of runs, such as runs/NAME", _path, "RUN", positional=True)
-    max_params: int | None = flag(None, "choose among models of at most this many parameters: 150k, 1M", count, "N")
+    runs: tuple[Path, ...] = flag((), "folders of runs, such as runs/NAME", values.path, "RUN", positional=True)
+    max_params: int | None = flag(
+        None, "choose among models of at most this many parameters: 150k, 1M", values.count, "N"
+    )
     max_latency_ms: float | None = flag(
         None,
         "choose among models whose median latency of one image is at most so many milliseconds",
-        _above_zero,
+        values.above_zero,
         "MS",
     )
     within: float | None = flag(
         None,
         "choose the smallest and the fastest of those that are at most so many points (hundredths of the metric) worse "
         "than the best on validation, and say whether the test split confirms it",
-        _above_zero,
+        values.above_zero,
         "POINTS",
     )
     name: str | None = flag(None, "name of the folder for several runs (default: report and the time)", folder_name)
-    runs_dir: Path = flag(RunSettings.runs_dir, "folder that it is made in", _path)
+    runs_dir: Path = flag(RunSettings.runs_dir, "folder that it is made in", values.path)
 
 
 @dataclass(frozen=True)
 class PredictSettings:
     """Classify images with a saved model: print the class of each one and how probable it is."""
 
-    model: Path = flag(None, "folder of a saved model, such as runs/NAME/best", _path, "MODEL", positional=True)
+    model: Path = flag(None, "folder of a saved model, such as runs/NAME/best", values.path, "MODEL", positional=True)
     images: tuple[Path, ...] = flag((), "images, and folders of images", Path, "IMAGE", positional=True)
     json: bool = flag(False, "print one JSON object a line")
     at_least: float | None = flag(
-        None, "give no class to an image where none is so probable: 95%% or 0.95", _probability, "P"
+        None, "give no class to an image where none is so probable: 95%% or 0.95", values.probability, "P"
     )

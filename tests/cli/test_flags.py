@@ -14,11 +14,10 @@ from cifar_ray.cli.flags import (
     PredictSettings,
     TrainSettings,
     TuneSettings,
-    count,
-    seconds,
 )
 from cifar_ray.cli.parser import parse_flags
 from cifar_ray.cli.resume import run_settings
+from cifar_ray.cli.values import count, seconds
 from cifar_ray.errors import InputError
 from cifar_ray.files import write_json
 from cifar_ray.presets import PRESETS
