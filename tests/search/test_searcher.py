@@ -29,7 +29,7 @@ from cifar_ray.search.progress import MAX_INFEASIBLE, Progress, TimeLimit
 from cifar_ray.search.samplers import sampler_of
 from cifar_ray.search.searcher import StudySearcher, TrialSlots
 from cifar_ray.search.space import Space, load_space
-from cifar_ray.search.study import LOSSES, RECORD, SpaceStudy, open_study, study_records
+from cifar_ray.search.study import RECORD, SpaceStudy, open_study, study_records
 from cifar_ray.search.trial import REPORT_EVERY_S, ROWS
 from cifar_ray.training.device_data import DeviceData
 from cifar_ray.training.loop import Experiment, run_experiment
@@ -91,13 +91,6 @@ def test_a_complete_trial_is_told_with_its_best_value_and_every_intermediate_one
     assert list(trial.intermediate_values) == list(range(1, MAX_EPOCHS + 1))
     assert trial.value == max(row["val_metric"] for row in recorder.rows[0])
     assert list(trial.intermediate_values.values()) == [row["best_val_metric"] for row in recorder.rows[0]]
-
-
-def test_the_losses_of_each_epoch_are_there_for_the_sampler(mixed: Any) -> None:
-    tmp_path, _, recorder = mixed
-    for trial in reopen(tmp_path).trials:
-        losses = [row["val_loss"] for row in recorder.rows.get(trial.number, [])]
-        assert trial.user_attrs[LOSSES] == pytest.approx(losses, abs=1e-4)
 
 
 def test_a_pruned_trial_keeps_the_value_it_was_stopped_at(mixed: Any) -> None:
