@@ -28,8 +28,9 @@ from cifar_ray.cli.console import Console
 from cifar_ray.config import Task, TrialConfig, trial_config
 from cifar_ray.data.splits import load_data
 from cifar_ray.distributed.hardware import Workers
-from cifar_ray.distributed.jobs import Epoch, Message
+from cifar_ray.distributed.jobs import Epochs, Message
 from cifar_ray.distributed.process import TrialSettings
+from cifar_ray.distributed.processes import Processes
 from cifar_ray.distributed.session import output_to_file, ray_session, temporary_folder
 from cifar_ray.distributed.workers import FinalModel, train_models
 from cifar_ray.presets import preset
@@ -93,11 +94,12 @@ def run_pool(config: TrialConfig, settings: TrialSettings, num_workers: int, sto
     ends: list[float] = []
 
     def on_message(model: FinalModel, message: Message) -> None:
-        if isinstance(message, Epoch):
+        if isinstance(message, Epochs):
             ends.append(time.perf_counter())
 
     workers = Workers(num_workers, num_workers, {"CPU": 1, "GPU": 0})
-    train_models([FinalModel("benchmark", None, 0, SEED, config)], settings, workers, storage, on_message)
+    with Processes(workers) as processes:
+        train_models([FinalModel("benchmark", None, 0, SEED, config)], settings, processes, storage, on_message)
     return ends
 
 

@@ -21,11 +21,12 @@ from cifar_ray.config import Task
 from cifar_ray.data.splits import load_data
 from cifar_ray.distributed.hardware import Workers
 from cifar_ray.distributed.process import TrialSettings
+from cifar_ray.distributed.processes import Processes
 from cifar_ray.distributed.session import output_to_file, ray_session, temporary_folder
 from cifar_ray.distributed.workers import open_pool
 from cifar_ray.results.records import RunFolder
 from cifar_ray.search.progress import Progress
-from cifar_ray.search.searcher import StudySearcher, TrialSlots
+from cifar_ray.search.searcher import StudySearcher
 from cifar_ray.search.space import Space
 from cifar_ray.search.study import SpaceStudy, open_study, study_records
 from cifar_ray.search.tuner import run_search
@@ -65,9 +66,8 @@ def main() -> None:
         settings = TrialSettings([ray.put(data.training_arrays())], 10, MAX_EPOCHS, MAX_EPOCHS, "auc", 1)  # has no ties
         workers = Workers(cpus, 2, {"CPU": 1, "GPU": 0})
         began = time.monotonic()
-        with open_pool(settings, workers, temp, judged=True) as pool:
-            slots = TrialSlots(workers.num_groups, workers.resources, pool)
-            run_search(StudySearcher(of_space, task, 0, progress, slots, watch), settings, temp)
+        with Processes(workers) as processes, open_pool(settings, processes, temp, judged=True) as pool:
+            run_search(StudySearcher(of_space, task, 0, progress, pool, watch), MAX_EPOCHS, temp)
             ended = time.monotonic()
         while ray.available_resources().get("CPU", 0) < cpus and time.monotonic() - ended < DEADLINE_S:
             time.sleep(0.05)

@@ -15,12 +15,15 @@ import ray
 from cifar_ray.cli.console import Console
 from cifar_ray.config import Task
 from cifar_ray.data.splits import load_data
+from cifar_ray.distributed.hardware import Workers
 from cifar_ray.distributed.process import TrialSettings
+from cifar_ray.distributed.processes import Processes
 from cifar_ray.distributed.session import output_to_file, ray_session, temporary_folder
+from cifar_ray.distributed.workers import open_pool
 from cifar_ray.results.records import RunFolder
 from cifar_ray.search.progress import Progress
 from cifar_ray.search.samplers import tpe
-from cifar_ray.search.searcher import StudySearcher, TrialSlots
+from cifar_ray.search.searcher import StudySearcher
 from cifar_ray.search.space import Space
 from cifar_ray.search.study import SpaceStudy, open_study, study_records
 from cifar_ray.search.tuner import run_search
@@ -48,12 +51,14 @@ def main() -> None:
         study = open_study(Path(run) / "study.journal", "trivial", tpe, seed=0)
         watch = SearchWatch(RunFolder(Path(run)), console, NUM_TRIALS, SLOTS, {})
         space = Space("trivial", trivial)
-        slots = TrialSlots(SLOTS, {"CPU": 1, "GPU": 0})
-        searcher = StudySearcher(SpaceStudy(space, study), task, 0, Progress([], NUM_TRIALS), slots, watch)
         settings = TrialSettings([ray.put(data.training_arrays())], 10, 3, 3, "accuracy", 1)
         began = time.monotonic()
-        run_search(searcher, settings, temp)
-        wall = time.monotonic() - began
+        workers = Workers(SLOTS, 1, {"CPU": 1, "GPU": 0})
+        with Processes(workers) as processes, open_pool(settings, processes, temp, judged=True) as pool:
+            progress = Progress([], NUM_TRIALS)
+            searcher = StudySearcher(SpaceStudy(space, study), task, 0, progress, pool, watch)
+            run_search(searcher, settings.max_epochs, temp)
+            wall = time.monotonic() - began
         records = list(study_records(study))
     later = [record["seconds"] for record in records if record["seconds"]["startup"] == 0]
     useful = sum(seconds["data"] + seconds["train"] + seconds["eval"] for seconds in later)

@@ -16,10 +16,11 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.utils.util import flatten_dict
 from tasks import SearchTask
 
+from cifar_ray.distributed.workers import Pool
 from cifar_ray.search.asha import grace_period, make_asha
 from cifar_ray.search.progress import Progress
 from cifar_ray.search.samplers import sampler_of
-from cifar_ray.search.searcher import StudySearcher, TrialSlots
+from cifar_ray.search.searcher import StudySearcher
 from cifar_ray.search.study import SpaceStudy
 from cifar_ray.training.seeds import derived_seed
 
@@ -43,8 +44,8 @@ def ours(task: SearchTask, seed: int, sampler: str, **options: Any) -> Arm:
     made = sampler_of(sampler, space, task.task)(seed, **options)
     study = optuna.create_study(direction="maximize", sampler=made)
     progress = Progress([], task.num_trials)
-    slots = TrialSlots(NUM_SLOTS, {"CPU": 1})
-    searcher = StudySearcher(SpaceStudy(space, study), task.task, seed, progress, slots, _NoWatcher())
+    pool = Pool(None, NUM_SLOTS)  # a simulation asks for as many as it has slots; a real search has a pool of its own
+    searcher = StudySearcher(SpaceStudy(space, study), task.task, seed, progress, pool, _NoWatcher())
 
     def params_of(drawn: dict[str, Any]) -> dict[str, Any]:
         return study.get_trials(deepcopy=False)[drawn["number"]].params

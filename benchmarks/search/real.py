@@ -30,8 +30,11 @@ from simulate import Outcome, report
 from tasks import TASKS, SearchTask, load_splits, training_arrays
 
 from cifar_ray.config import trial_config
-from cifar_ray.distributed.process import PROCESS, TrialSettings
+from cifar_ray.distributed.hardware import Workers
+from cifar_ray.distributed.process import PROCESS, TrialSettings, granted_device
+from cifar_ray.distributed.processes import Processes
 from cifar_ray.distributed.session import ray_session
+from cifar_ray.distributed.workers import open_pool
 from cifar_ray.search.searcher import StudySearcher
 from cifar_ray.search.tuner import run_search
 from cifar_ray.training.loop import NonFiniteLossError, run_experiment
@@ -97,7 +100,7 @@ class WatchStock(tune.Callback):
 def train_stock(config: dict[str, Any], settings: TrialSettings) -> None:
     """Our training loop as a trainable of Tune's that reports every epoch, as tutorials do."""
     PROCESS.reset(config["seed"], settings.num_threads)
-    data = PROCESS.load_data(settings.data[0], settings.num_classes)
+    data = PROCESS.load_data(settings.data[0], settings.num_classes, granted_device())
 
     def tell(row: dict[str, Any]) -> None:
         tune.report({name: row[name] for name in ("epoch", "val_accuracy", "val_loss", "best_val_metric")})
@@ -115,7 +118,10 @@ def search(task: SearchTask, arm: Arm, settings: TrialSettings, storage: Path) -
     incumbents = Incumbents()
     if isinstance(searcher, StudySearcher):
         searcher.watcher = WatchOurs(incumbents, task)  # type: ignore[assignment]
-        run_search(searcher, settings, storage)
+        workers = Workers(NUM_SLOTS, 1, {"CPU": 1, "GPU": 0})
+        with Processes(workers) as processes, open_pool(settings, processes, storage, judged=True) as pool:
+            searcher.pool = pool
+            run_search(searcher, task.max_epochs, storage)
     else:
         tune.Tuner(
             tune.with_resources(tune.with_parameters(train_stock, settings=settings), {"cpu": 1}),

@@ -6,7 +6,7 @@ desk for themselves, and it gives every one of them the same answer: they agree 
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from cifar_ray.config import TrialConfig
@@ -32,14 +32,25 @@ class Job:
     """See `loop.Experiment`."""
     split: int = 0
     """Which of the data it is trained on, see `process.TrialSettings`."""
+    decisive: frozenset[int] | None = None
+    """Epochs after which a judged training waits for its verdict; None is all of them."""
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """An epoch of a training under way."""
+class Seat:
+    """Where a worker sits: what one of an earlier generation says is not heard."""
+
+    group: int
+    """Index of the group of workers that trains one model."""
+    generation: int
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """Epochs of a training under way."""
 
     key: str
-    row: Row
+    rows: Sequence[Row]
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,10 @@ class Kept:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a training in the end; `failure` says why there is no model."""
+    """What came of a training in the end; `failure` says why there is no model.
+
+    Where a judged one has no failure either, it did not begin, and will not.
+    """
 
     key: str
     weights: bytes = b""
@@ -73,13 +87,14 @@ class Trained:
     train_accuracy: float | None = None
     """Of the best weights, on the training images without augmentation."""
     num_params: int | None = None
-    seconds: float = 0.0
+    seconds: dict[str, float] | None = None
+    """Of the worker's slot, where it is a failure that the worker tells of; see `rank.SlotClock`."""
     failure: str | None = None
     kept: dict[int, Kept] = field(default_factory=dict)
     """By the job's `kept_patiences`."""
 
 
-Message = Epoch | Checkpoint | Trained
+Message = Epochs | Checkpoint | Trained
 
 
 @dataclass
@@ -102,8 +117,8 @@ class Desk:
     """Hands out trainings in order, and carries what becomes of them to who wants them.
 
     Args:
-        judged: whether a training goes on after an epoch only when `judge` says so. It then ends with its last epoch,
-            and no model is handed over.
+        judged: whether a training goes on after its decisive epochs only when `judge` says so. It then ends with its
+            last epoch, and no model is handed over.
     """
 
     def __init__(self, judged: bool) -> None:
@@ -113,7 +128,8 @@ class Desk:
         self._taken: dict[tuple[int, int], _Training] = {}
         """By the index of the group and the number of its training."""
         self._mail: defaultdict[str, asyncio.Queue[Message]] = defaultdict(asyncio.Queue)
-        self._generation = 0
+        self._generations: dict[int, int] = {}
+        """Of each group."""
         self._lost: dict[int, tuple[str, bool]] = {}
         self._closed = False
         self._given_up: str | None = None
@@ -146,6 +162,12 @@ class Desk:
             self._mail.pop(key, None)
         self._notify()
 
+    async def send_back(self) -> None:
+        """Trainings that are in line will not begin; who submitted them is told."""
+        while self._next_waiting():
+            training = self._waiting.popleft()
+            self._end(training, Trained(training.job.key))
+
     async def close(self, stop: bool = False) -> None:
         """No more trainings come; `stop` ends those that are there."""
         self._closed = True
@@ -163,13 +185,15 @@ class Desk:
 
     # ---- for the workers ----
 
-    async def begin(self) -> int:
-        """New workers have been started; return their generation. What the last ones left is trained again first.
+    async def begin(self, groups: Collection[int]) -> int:
+        """New workers of these groups have been started; return their generation.
 
-        A training whose own group was lost, and not for the first time, is failed. Where nobody told which group was
-        lost, it may have been any.
+        What the last ones left is trained again first. A training whose own group was lost, and not for the first time,
+        is failed. Where nobody told which group was lost, it may have been any.
         """
-        for (group, _), training in reversed(self._taken.items()):
+        left = [place for place in self._taken if place[0] in groups]
+        for place in reversed(left):
+            training, group = self._taken.pop(place), place[0]
             if not training.ended and (group in self._lost or not self._lost):
                 reason, again = self._lost.get(group, (DIED, True))
                 training.crashes += 1
@@ -179,52 +203,59 @@ class Desk:
                 training.forget_checkpoint()
             else:
                 self._waiting.appendleft(training)
-        self._taken.clear()
-        self._lost.clear()
-        self._generation += 1
+        generation = 1 + max(self._generations.values(), default=0)
+        for group in groups:
+            self._lost.pop(group, None)
+            self._generations[group] = generation
         self._notify()
-        return self._generation
+        return generation
 
     async def lose(self, groups: dict[int, tuple[str, bool]]) -> None:
         """Learn which groups lost a worker, for what reason, and whether their trainings are worth another try."""
         self._lost = {**groups, **self._lost}
 
-    async def next_job(self, generation: int, group: int, number: int) -> Job | None:
+    async def next_job(self, seat: Seat, number: int) -> Job | None:
         """Wait for a group's training of this number; None when there are no more."""
-        place = group, number
+        place = seat.group, number
         # Not as soon as it ends: a rank that comes late is given the same as the others of its group.
-        before = self._taken.get((group, number - 1))
-        if generation == self._generation and before is not None and before.ended:
+        before = self._taken.get((seat.group, number - 1))
+        if self._is_current(seat) and before is not None and before.ended:
             before.forget_checkpoint()
         await self._until(
-            lambda: generation != self._generation or place in self._taken or self._next_waiting() or self._closed
+            lambda: not self._is_current(seat) or place in self._taken or self._next_waiting() or self._closed
         )
-        if generation != self._generation:
+        if not self._is_current(seat):
             return None
         if place not in self._taken and self._next_waiting():
             self._taken[place] = self._waiting.popleft()
         training = self._taken.get(place)
         return None if training is None else training.job
 
-    async def report(self, generation: int, key: str, epoch: int, row: Row | None) -> bool:
-        """Learn of an epoch, from the rank that gives its row; tell every rank whether the training goes on."""
-        training = self._trainings[key]
-        if generation == self._generation and row is not None and not training.ended:
-            if epoch > training.seen:  # a training that is run again tells nothing twice
-                training.seen = epoch
-                self._send(training, Epoch(key, row))
-            if not self._judged or row["finished"]:
-                training.judged = max(training.judged, epoch)
-                training.ended = self._judged
-            self._notify()
-        await self._until(lambda: generation != self._generation or training.ended or training.judged >= epoch)
-        # Not whether it has ended by now: another rank may have been told to go on before.
-        return generation == self._generation and training.judged >= epoch
+    async def report(self, seat: Seat, key: str, epoch: int, rows: Sequence[Row]) -> bool:
+        """Learn of a training's epochs up to this one, and tell the rank whether it goes on.
 
-    async def post(self, generation: int, message: Checkpoint | Trained) -> None:
+        One rank of a group gives the rows, since the last ones that it gave; every one of them asks.
+        """
+        training = self._trainings[key]
+        if self._is_current(seat) and rows and not training.ended:
+            # A training that is run again tells nothing twice.
+            if new := [row for row in rows if row["epoch"] > training.seen]:
+                training.seen = epoch
+                self._send(training, Epochs(key, new))
+            finished = rows[-1]["finished"]
+            decisive = training.job.decisive
+            if finished or not self._judged or (decisive is not None and epoch not in decisive):
+                training.judged = max(training.judged, epoch)
+            training.ended = self._judged and finished
+            self._notify()
+        await self._until(lambda: not self._is_current(seat) or training.ended or training.judged >= epoch)
+        # Not whether it has ended by now: another rank may have been told to go on before.
+        return self._is_current(seat) and training.judged >= epoch
+
+    async def post(self, seat: Seat, message: Checkpoint | Trained) -> None:
         """Learn how a training ended, or from where it goes on if its workers are lost."""
         training = self._trainings[message.key]
-        if generation != self._generation or training.ended:
+        if not self._is_current(seat) or training.ended:
             return
         if isinstance(message, Trained):
             self._end(training, message)
@@ -233,6 +264,9 @@ class Desk:
             self._send(training, message)
 
     # ----
+
+    def _is_current(self, seat: Seat) -> bool:
+        return self._generations.get(seat.group) == seat.generation
 
     def _next_waiting(self) -> bool:
         while self._waiting and self._waiting[0].ended:

@@ -1,22 +1,18 @@
 """What processes that train have in common: data and weights, and a state that every training finds alike."""
 
-import contextlib
 import os
 import random
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import psutil
 import ray
 import torch
 
 from cifar_ray.config import ResNetConfig, TrialConfig
 from cifar_ray.errors import InputError
 from cifar_ray.models.pretrained import load_weights
-from cifar_ray.results.records import TRIAL_SECONDS, Row
 from cifar_ray.training.device_data import DeviceData
 from cifar_ray.training.loop import Experiment
 
@@ -54,6 +50,11 @@ def get_weights(refs: Pretrained, config: TrialConfig) -> Mapping[str, np.ndarra
     return None if key is None else ray.get(refs[key])
 
 
+def granted_device() -> torch.device:
+    """The device that Ray gave to this process."""
+    return torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+
+
 def _key(config: TrialConfig) -> str | None:
     model = config.model
     return f"{model.backbone} {model.weights}" if isinstance(model, ResNetConfig) and model.weights != "none" else None
@@ -82,57 +83,16 @@ class TrialSettings:
         return Experiment(config, seed, self.max_epochs, self.metric, self.patience)
 
 
-class SlotClock:
-    """Seconds of this process's slot by kind (`records.TRIAL_SECONDS`); `wait` is what no other kind accounts for."""
-
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(TRIAL_SECONDS, 0.0)
-        """Of the trial under way."""
-        self._began_s = 0.0
-        self._free_since_s: float | None = None
-        """When the last trial's end, or the process, left the slot to the next one, in seconds since the epoch."""
-
-    def start(self, search_began_s: float) -> None:
-        """A trial begins, of a search that began at that time (seconds since the epoch)."""
-        self.seconds = dict.fromkeys(TRIAL_SECONDS, 0.0)
-        if self._free_since_s is None:
-            # Ray may have had the process ready before.
-            self._free_since_s = max(psutil.Process().create_time(), search_began_s)
-            self.seconds["startup"] = time.time() - self._free_since_s
-        self._began_s = self._free_since_s
-
-    @contextlib.contextmanager
-    def measure(self, kind: str) -> Iterator[None]:
-        """Count a block under `kind`, unless it raises: a trial that is stopped in there has been counted already."""
-        began = time.perf_counter()
-        yield
-        self.seconds[kind] += time.perf_counter() - began
-
-    def count(self, row: Row) -> None:
-        """Count an epoch, and what led to it."""
-        for kind in ("setup", "train", "eval", "checkpoint"):
-            self.seconds[kind] += row[f"{kind}_s"]
-        self.seconds["data"] += row["features"]["seconds"] if "features" in row else 0.0
-
-    def read(self) -> dict[str, float]:
-        """Return the seconds since the slot became free; the trial may be stopped right after."""
-        self._free_since_s = time.time()
-        counted = sum(value for kind, value in self.seconds.items() if kind != "wait")
-        self.seconds["wait"] = self._free_since_s - self._began_s - counted
-        return dict(self.seconds)
-
-
 class Process:
-    """What a process keeps from one training to the next: the data on its device, and the clock of its slot.
+    """What a process keeps from one training to the next: the data on its device.
 
     Ray calls functions, one after another, in a process that it uses again. What they are to find there has to belong
     to the process: there is one object of this class in each, `PROCESS`.
     """
 
     def __init__(self) -> None:
-        self.clock = SlotClock()
         self._data: tuple[str, DeviceData] | None = None
-        """With the reference that it came from; one data set at most, since a process serves one search."""
+        """With the reference that it came from; one data set at most."""
 
     def reset(self, seed: int, num_threads: int) -> None:
         """Bring the process into the state of a fresh one, as far as a training can see it."""
@@ -148,12 +108,13 @@ class Process:
         if "TUNE_ORIG_WORKING_DIR" in os.environ:
             os.chdir(os.environ["TUNE_ORIG_WORKING_DIR"])
 
-    def load_data(self, ref: "ray.ObjectRef[dict[str, np.ndarray]]", num_classes: int) -> DeviceData:
-        """Return the data of `ref` on the device that Ray gave to this process, uploaded once."""
+    def load_data(
+        self, ref: "ray.ObjectRef[dict[str, np.ndarray]]", num_classes: int, device: torch.device
+    ) -> DeviceData:
+        """Return the data of `ref` on a device, uploaded once."""
         key = ref.hex()
         if self._data is None or self._data[0] != key:
             self._data = None  # what it held is free before more is uploaded
-            device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
             self._data = key, DeviceData.from_arrays(ray.get(ref), num_classes, device)
         return self._data[1]
 

@@ -19,8 +19,8 @@ from cifar_ray.cli.console import Console
 from cifar_ray.cli.flags import AblateSettings
 from cifar_ray.config import Precision, Task
 from cifar_ray.data.splits import DataSplits, redrawn
-from cifar_ray.distributed.hardware import Workers
 from cifar_ray.distributed.process import TrialSettings
+from cifar_ray.distributed.processes import Processes
 from cifar_ray.distributed.workers import FinalModel
 from cifar_ray.driver.estimate import Workload
 from cifar_ray.driver.finals import train_finals
@@ -101,12 +101,13 @@ def _ablate(
     run: Run[AblateSettings],
     console: Console,
     data: DataSplits,
-    workers: Workers,
+    processes: Processes,
     storage: Path,
     saved: Sequence[Saved],
 ) -> int:
     settings = run.settings
     assert settings.max_epochs is not None
+    workers = processes.workers
     task = make_task(run, data, workers.device)
     design = _design(settings, task, saved)
     splits = [data]
@@ -122,11 +123,11 @@ def _ablate(
         num_threads=settings.cpus_per_trial,
         pretrained=share_weights(run, console, [arm.config for arm in design.trained]),
     )
-    design = _design(settings, task, saved, settle_precision(run, console, workers, design.base, shared))
+    design = _design(settings, task, saved, settle_precision(run, console, processes, design.base, shared))
     run.check_unchanged(arms={arm.name: arm.config.to_dict() for arm in design.arms})
     _show_design(console, design, settings)
     work = make_workload(workers, data, settings.max_epochs, 1, num_on_corrupted=0)
-    whole = _estimate(design, settings, work, workers, shared)
+    whole = _estimate(design, settings, work, processes, shared)
     console.line(f"estimate    {duration(whole)}")
     if settings.time_budget is not None and run.phases.total + whole > settings.time_budget:
         raise InputError(
@@ -141,13 +142,13 @@ def _ablate(
     with recorded(run, console, storage, "sweep" if asked else "finals") as rows:
         own: dict[str, float] = {}
         if asked:
-            own = _sweep(run, console, workers, storage, splits, shared, asked)
+            own = _sweep(run, console, processes, storage, splits, shared, asked)
             console.line(f"sweep       own learning rates found in {duration(run.next_phase('finals'))}")
         arms = [*design.arms, *arms_at_own_rates(design, own)]
         base_name = saved[0].name if saved else settings.preset[0]
         write_json(run.folder.design_json, _recorded_design(settings, base_name, design, arms))
         models = _models(settings, arms)
-        rows += finish(run, console, workers, storage, data, shared, models, scores_only=True, splits=splits)
+        rows += finish(run, console, processes, storage, data, shared, models, scores_only=True, splits=splits)
         _write_effects(run.folder)
     return 0 if rows else 1
 
@@ -178,7 +179,7 @@ def _models(settings: AblateSettings, arms: Sequence[Arm]) -> list[FinalModel]:
 def _sweep(
     run: Run[AblateSettings],
     console: Console,
-    workers: Workers,
+    processes: Processes,
     storage: Path,
     splits: Sequence[DataSplits],
     shared: TrialSettings,
@@ -202,7 +203,7 @@ def _sweep(
             for lr in sweep.rates
         ]
     flat = [model for of_arm in models.values() for _, of_rate in of_arm for model in of_rate]
-    train_finals(folder, console, workers, storage, flat, shared, splits)
+    train_finals(folder, console, processes, storage, flat, shared, splits)
     rows: list[Row] = []
     own: dict[str, float] = {}
     for name, of_arm in models.items():
@@ -316,14 +317,14 @@ def _show_design(console: Console, design: Design, settings: AblateSettings) -> 
 
 
 def _estimate(
-    design: Design, settings: AblateSettings, work: Workload, workers: Workers, shared: TrialSettings
+    design: Design, settings: AblateSettings, work: Workload, processes: Processes, shared: TrialSettings
 ) -> float:
     """Seconds that all of it takes, at most: as if every level that is swept had a learning rate of its own."""
     arms = design.trained
-    base, _ = measure_speeds(workers, arms[0].config, shared)
+    base, _ = measure_speeds(processes, arms[0].config, shared)
     timed = [arm for arm in arms if arm.factor in TIMED_FACTORS]
     speeds = {arm.name: base for arm in arms}
-    speeds |= {arm.name: measure_speeds(workers, arm.config, shared)[0] for arm in timed}
+    speeds |= {arm.name: measure_speeds(processes, arm.config, shared)[0] for arm in timed}
     asked = sweeps(design)
     swept = [speeds[sweep.arm.name] for sweep in asked for _ in range(len(sweep.rates) * SWEEP_SEEDS)]
     at_own_rates = [sweep.arm for sweep in asked[1:]]

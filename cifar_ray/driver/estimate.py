@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from cifar_ray.cli.flags import TuneSettings
+from cifar_ray.distributed.speed import Speed
 from cifar_ray.driver.run import Run
 from cifar_ray.errors import InputError
 from cifar_ray.evaluation.evaluate import MAX_CORRUPTED, MAX_TRAIN_IMAGES
@@ -31,19 +32,6 @@ LONG_S = 3600.0
 """A run estimated to take longer is met with a smaller command."""
 
 SMALLER = {"train_size": 5000, "trials": 30, "max_epochs": 8}
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Images a second of one configuration on one slot, where all slots are busy."""
-
-    train: float
-    val: float
-    """In the validation of an epoch."""
-    test: float
-    """Of the whole model; that differs from `val` where features of a frozen backbone are kept."""
-    feature_views: int = 0
-    """Versions of the training images whose features are computed before a head trains on them."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def evaluate_models(settings: EvaluateSettings) -> int:
     load = partial(_load, settings, given, console)
     with started(run, console, f"evaluation of {counted(len(given), 'model')}", load) as opened:
         assert opened is not None  # a new run has not come to its end
-        (groups, about), workers, storage = opened
+        (groups, about), processes, storage = opened
         for line in left_out:
             console.line(f"left out    {line}")
         run.about["left_out"] = left_out
@@ -55,7 +55,7 @@ def evaluate_models(settings: EvaluateSettings) -> int:
             for one in given:
                 _copy(one, run.folder.model(one.saved.name))
             note_test_reading(run, console, groups[0].splits["test"], about["class_names"])
-            rows += evaluate(run.folder, groups, [], workers.num_workers, workers.resources, console.status)
+            rows += evaluate(run.folder, groups, [], processes, console.status)
             console.line(f"evaluation  {counted(len(rows), 'model')} scored in {duration(run.next_phase('report'))}")
     return 0
 

@@ -13,9 +13,9 @@ import torch
 
 from cifar_ray.cli.console import Console
 from cifar_ray.data.splits import DataSplits
-from cifar_ray.distributed.hardware import Workers
-from cifar_ray.distributed.jobs import Checkpoint, Epoch, Kept, Message, Trained
+from cifar_ray.distributed.jobs import Checkpoint, Epochs, Kept, Message, Trained
 from cifar_ray.distributed.process import TrialSettings
+from cifar_ray.distributed.processes import Processes
 from cifar_ray.distributed.workers import FinalModel, train_models, unpack_history
 from cifar_ray.files import write_bytes, write_json
 from cifar_ray.models.saved import save_model
@@ -27,13 +27,13 @@ from cifar_ray.tracking.tensorboard import clear_training
 def train_finals(
     run: RunFolder,
     console: Console,
-    workers: Workers,
+    processes: Processes,
     storage: Path,
     models: Sequence[FinalModel],
     shared: TrialSettings,
     splits: Sequence[DataSplits],
 ) -> None:
-    """Train with Ray Train what of `models` is missing, and save each one as it comes, or why it failed.
+    """Train what of `models` is missing, and save each one as it comes, or why it failed.
 
     `splits`: the data that they are trained on, as `FinalModel.split` counts it.
 
@@ -52,7 +52,6 @@ def train_finals(
     annealed = dict.fromkeys(model.config_name for model in missing if model.config.lr_schedule.anneals)
     if shared.patience is not None and annealed:
         console.line(f"patience    does not end {', '.join(annealed)}: the learning rate anneals to the last epoch")
-    used = replace(workers, num_workers=min(workers.num_groups, len(missing)) * workers.workers_per_model)
     watch = FinalsWatch(run, console, len(missing), shared.max_epochs)
     resume: dict[str, bytes] = {}
     epochs: dict[str, list[Row]] = {model.name: [] for model in missing}
@@ -67,14 +66,15 @@ def train_finals(
         assert trained.history is not None
         folder = run.model(model.name)
         write_history(folder, trained.history)
-        card = model_card(model, trained, splits[model.split], settings, workers.workers_per_model)
+        card = model_card(model, trained, splits[model.split], settings, processes.workers.workers_per_model)
         save_model(folder, trained.weights, model.config, card)
 
     def on_message(model: FinalModel, message: Message) -> None:
         folder = run.model(model.name)
-        if isinstance(message, Epoch):
-            watch.epoch_ended(model.name, message.row)
-            epochs[model.name].append(message.row)
+        if isinstance(message, Epochs):
+            for row in message.rows:
+                watch.epoch_ended(model.name, row)
+                epochs[model.name].append(row)
             return
         if isinstance(message, Checkpoint):
             write_bytes(folder / CHECKPOINT, message.packed)
@@ -92,7 +92,7 @@ def train_finals(
         (folder / CHECKPOINT).unlink(missing_ok=True)
 
     try:
-        train_models(missing, shared, used, storage, on_message, resume)
+        train_models(missing, shared, processes, storage, on_message, resume)
     finally:
         watch.events.close_all()
 

@@ -20,6 +20,7 @@ from cifar_ray.data.labelled import split_fingerprint
 from cifar_ray.data.splits import DataSplits, load_data
 from cifar_ray.distributed.hardware import Workers, plan_workers
 from cifar_ray.distributed.process import Pretrained, TrialSettings, put_weights
+from cifar_ray.distributed.processes import Processes
 from cifar_ray.distributed.session import output_to_file, ray_session, temporary_folder
 from cifar_ray.distributed.workers import FinalModel
 from cifar_ray.driver.estimate import FINALS_START_S, SEARCH_START_S, Workload
@@ -44,7 +45,7 @@ RAY_LOG = "ray.log"
 @contextlib.contextmanager
 def started(
     run: Run[Any], console: Console, what: str, load: Callable[[], Data]
-) -> Iterator[tuple[Data, Workers, Path] | None]:
+) -> Iterator[tuple[Data, Processes, Path] | None]:
     """Load the data and start Ray for a run; None where an earlier session has brought it to its end.
 
     Args:
@@ -54,7 +55,8 @@ def started(
         load: loads the data and says what it is.
 
     Yields:
-        The data, the workers that there is room for, and a folder for Ray's own files, of no use afterwards.
+        The data, a process for each worker that there is room for, and a folder for Ray's own files, of no use
+        afterwards.
     """
     settings = run.settings
     with contextlib.closing(run), contextlib.ExitStack() as stack:
@@ -78,13 +80,15 @@ def started(
             settings.workers_per_model,
             settings.workers_flag,
         )
+        processes = stack.enter_context(Processes(workers))
+        processes.start()
         run.note_device(hardware, workers)
         each = f", {workers.workers_per_model} workers each" if workers.workers_per_model > 1 else ""
         console.line(
             f"devices     {hardware.num_cpus} CPUs, {hardware.num_gpus} GPUs: "
             f"{workers.num_groups} {'trials' if run.kind == 'tune' else 'models'} side by side{each}"
         )
-        yield data, workers, folder
+        yield data, processes, folder
 
 
 def begin(run: Run[Any], console: Console, data: Mapping[str, Any]) -> None:
@@ -130,7 +134,7 @@ def recorded(run: Run[Any], console: Console, storage: Path, first_phase: str) -
 def finish(
     run: Run[Any],
     console: Console,
-    workers: Workers,
+    processes: Processes,
     storage: Path,
     data: DataSplits,
     shared: TrialSettings,
@@ -146,7 +150,7 @@ def finish(
     # That of trials is for trials; an ablation has none.
     finals = replace(shared, patience=getattr(run.settings, "patience", None))
     splits = [data] if splits is None else splits
-    train_finals(folder, console, workers, storage, models, finals, splits)
+    train_finals(folder, console, processes, storage, models, finals, splits)
     trained = [model.name for model in models if folder.is_saved(model.name)]
     failed = [
         failed_row(one, failure)
@@ -166,7 +170,7 @@ def finish(
             groups.append(Group(of_split, {"test": one.test, "val": one.val, "train": one.train}))
     if trained:
         note_test_reading(run, console, data.test, data.class_names)
-    rows = evaluate(folder, groups, failed, workers.num_workers, workers.resources, console.status, scores_only)
+    rows = evaluate(folder, groups, failed, processes, console.status, scores_only)
     console.line(f"evaluation  {len(rows)} models scored in {duration(run.next_phase('report'))}")
     return rows
 

@@ -15,8 +15,8 @@ from cifar_ray.cli.console import Console
 from cifar_ray.cli.flags import TrainSettings
 from cifar_ray.config import TrialConfig
 from cifar_ray.data.splits import DataSplits, load_data
-from cifar_ray.distributed.hardware import Workers
 from cifar_ray.distributed.process import TrialSettings
+from cifar_ray.distributed.processes import Processes
 from cifar_ray.distributed.workers import FinalModel
 from cifar_ray.driver.named import Saved, named_configs, read_named, with_defaults_of
 from cifar_ray.driver.probe import measure_speeds, settle_precision
@@ -65,12 +65,13 @@ def _train(
     run: Run[TrainSettings],
     console: Console,
     data: DataSplits,
-    workers: Workers,
+    processes: Processes,
     storage: Path,
     saved: Sequence[Saved],
 ) -> int:
     settings = run.settings
     assert settings.max_epochs is not None
+    workers = processes.workers
     task = make_task(run, data, workers.device)
     configs = named_configs(settings, task, saved)
     check_batch_sizes(workers, settings.workers_flag, configs.items())
@@ -83,17 +84,17 @@ def _train(
         num_threads=settings.cpus_per_trial,
         pretrained=share_weights(run, console, configs.values()),
     )
-    precision = settle_precision(run, console, workers, next(iter(configs.values())), shared)
+    precision = settle_precision(run, console, processes, next(iter(configs.values())), shared)
     configs = named_configs(settings, task, saved, precision)
     models = _named_models(settings, configs, saved)
     families = {config.family for config in configs.values()}
     work = make_workload(workers, data, settings.max_epochs, settings.seeds, num_on_corrupted=len(families))
-    speeds = [measure_speeds(workers, config, shared)[0] for config in configs.values()]
+    speeds = [measure_speeds(processes, config, shared)[0] for config in configs.values()]
     whole = work.finals_s(speeds) + work.evaluation_s(speeds)
     console.line(f"estimate    {duration(whole)} for {len(models)} models")
     begin(run, console, describe_data(data))
     with recorded(run, console, storage, "finals") as rows:
-        rows += finish(run, console, workers, storage, data, shared, models)
+        rows += finish(run, console, processes, storage, data, shared, models)
     return 0 if rows else 1
 
 

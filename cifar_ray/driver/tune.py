@@ -19,6 +19,7 @@ from cifar_ray.config import Task, TrialConfig, trial_config
 from cifar_ray.data.splits import DataSplits
 from cifar_ray.distributed.hardware import Workers
 from cifar_ray.distributed.process import TrialSettings
+from cifar_ray.distributed.processes import Processes
 from cifar_ray.distributed.workers import FinalModel, Pool, open_pool
 from cifar_ray.driver.estimate import Clock, check_time_budget, estimate, shares
 from cifar_ray.driver.finals import read_checkpoint
@@ -41,7 +42,7 @@ from cifar_ray.results.ranking import finalists
 from cifar_ray.results.records import Row, RunFolder, State, read_name, write_trials
 from cifar_ray.search.progress import Progress, TimeLimit
 from cifar_ray.search.samplers import sampler_of
-from cifar_ray.search.searcher import StudySearcher, TrialCheckpoint, TrialSlots, count_config_params
+from cifar_ray.search.searcher import StudySearcher, TrialCheckpoint, count_config_params
 from cifar_ray.search.space import Domain, Space, check_fixed, load_spaces, param_domains, sample_space, union
 from cifar_ray.search.study import SpaceStudy, mend_journal, open_study, study_records
 from cifar_ray.search.tuner import run_search
@@ -51,6 +52,9 @@ from cifar_ray.training.seeds import derived_seed
 
 NUM_SAMPLES = 200
 """Random configurations drawn from a space at the start: they tell its parameters, and show what is wrong with it."""
+
+TRIAL_MB = 200
+"""What a trial's process holds, which trains nothing itself."""
 
 NUM_SHOWN = 5
 """Sampled configurations that a dry run shows."""
@@ -74,12 +78,12 @@ def _tune(
     run: Run[TuneSettings],
     console: Console,
     data: DataSplits,
-    workers: Workers,
+    processes: Processes,
     storage: Path,
     spaces: Sequence[Space],
     backbones: tuple[str, ...],
 ) -> int:
-    settings = run.settings
+    settings, workers = run.settings, processes.workers
     task = make_task(run, data, workers.device, backbones)
     samples = [sample_space(space, task, NUM_SAMPLES) for space in spaces]
     for space, drawn in zip(spaces, samples, strict=True):
@@ -96,9 +100,9 @@ def _tune(
         num_threads=settings.cpus_per_trial,
         pretrained=share_weights(run, console, [config for drawn in samples for _, config in drawn]),
     )
-    precision = settle_precision(run, console, workers, spaces[0].default_config(task), shared)
+    precision = settle_precision(run, console, processes, spaces[0].default_config(task), shared)
     spaces = [replace(space, precision=precision) for space in spaces]
-    measured = [measure_speeds(workers, space.default_config(task), shared) for space in spaces]
+    measured = [measure_speeds(processes, space.default_config(task), shared) for space in spaces]
     speeds = [speed for speed, _ in measured]
     best_and_default = 2 * len(spaces)
     work = make_workload(workers, data, settings.max_epochs, settings.final_seeds, num_on_corrupted=best_and_default)
@@ -112,11 +116,11 @@ def _tune(
     begin(run, console, describe_data(data))
     with recorded(run, console, storage, "search") as rows:
         domains = union(*(param_domains(trial for trial, _ in drawn) for drawn in samples))
-        records = _search(run, console, workers, storage, spaces, task, shared, domains, Clock(run, work, speeds))
+        records = _search(run, console, processes, storage, spaces, task, shared, domains, Clock(run, work, speeds))
         models = _final_models(settings, records, run.folder.study_journal)
         if not models:
             console.line(_why_no_model(records))
-        rows += finish(run, console, workers, storage, data, shared, models)
+        rows += finish(run, console, processes, storage, data, shared, models)
     return 0 if rows else 1
 
 
@@ -131,13 +135,10 @@ def _show_dry_run(
 ) -> None:
     data_mb = sum(array.nbytes for array in data.training_arrays().values()) / 1e6
     own_mb = psutil.Process().memory_info().rss / 1e6
-    num_processes = workers.num_workers
-    if workers.workers_per_model > 1:
-        num_processes += workers.num_groups  # trials that pass on what their workers report
-    whole_mb = own_mb + data_mb + num_processes * memory_mb
+    whole_mb = own_mb + data_mb + workers.num_workers * memory_mb + workers.num_groups * TRIAL_MB
     console.line(
-        f"memory      {whole_mb / 1e3:.1f} GB: driver {own_mb:.0f} MB, data {data_mb:.0f} MB, each of {num_processes} "
-        f"trial processes {memory_mb:.0f} MB"
+        f"memory      {whole_mb / 1e3:.1f} GB: driver {own_mb:.0f} MB, data {data_mb:.0f} MB, each of "
+        f"{workers.num_workers} workers {memory_mb:.0f} MB, each of {workers.num_groups} trials {TRIAL_MB} MB"
     )
     num_models = (settings.finalists + 1) * settings.final_seeds
     params = [count_config_params(config, task) for drawn in samples for _, config in drawn]
@@ -176,7 +177,7 @@ def _open_studies(run: Run[TuneSettings], console: Console, spaces: Sequence[Spa
 def _search(
     run: Run[TuneSettings],
     console: Console,
-    workers: Workers,
+    processes: Processes,
     storage: Path,
     spaces: Sequence[Space],
     task: Task,
@@ -197,7 +198,7 @@ def _search(
     ]
     checkpoints = _trial_checkpoints(run.folder, console, of_spaces)
     earlier = [record for study in studies for record in study_records(study)]
-    watch = SearchWatch(run.folder, console, settings.trials, workers.num_groups, domains, earlier)
+    watch = SearchWatch(run.folder, console, settings.trials, processes.workers.num_groups, domains, earlier)
     done: list[Row] = []
     try:
         with contextlib.ExitStack() as stack:
@@ -208,13 +209,12 @@ def _search(
                 time_limit = TimeLimit(end_s, clock.epoch_s, now_s=lambda: run.phases.current)
                 progress = Progress(study_records(of_space.study), num_trials, time_limit)
                 if not progress.finished:
-                    if workers.workers_per_model > 1 and pool is None:
-                        pool = stack.enter_context(open_pool(shared, workers, storage, judged=True))
-                    slots = TrialSlots(workers.num_groups, workers.resources, pool)
+                    if pool is None:
+                        pool = stack.enter_context(open_pool(shared, processes, storage, judged=True))
                     searcher = StudySearcher(
-                        of_space, task, settings.seed, progress, slots, watch, settings.max_params, checkpoints
+                        of_space, task, settings.seed, progress, pool, watch, settings.max_params, checkpoints
                     )
-                    run_search(searcher, shared, storage)
+                    run_search(searcher, shared.max_epochs, storage)
                 done += progress.records
                 if progress.out_of_time:
                     console.line(

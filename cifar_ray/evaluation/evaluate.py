@@ -3,16 +3,16 @@
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
 from cifar_ray.data.decode import Images, take_images
 from cifar_ray.data.stratified import stratified_split
+from cifar_ray.distributed.processes import Processes
 from cifar_ray.evaluation.calibration import calibration_error, fit_temperature, scaled
 from cifar_ray.evaluation.latency import Latency
 from cifar_ray.evaluation.pictures import sample_indices, thumbnails
-from cifar_ray.evaluation.scorers import Score, ScorerPool
+from cifar_ray.evaluation.scorers import Score, score_models, time_alone
 from cifar_ray.models.saved import SavedModel
 from cifar_ray.results.config_json import IN_RESULTS, temperature_of, write_card
 from cifar_ray.results.examples import find_examples
@@ -59,8 +59,7 @@ def evaluate(
     folder: RunFolder,
     groups: Sequence[Group],
     failed: Sequence[Row],
-    num_actors: int,
-    resources: dict[str, float],
+    processes: Processes,
     tell: Callable[[str], None],
     scores_only: bool = False,
 ) -> list[Row]:
@@ -74,8 +73,7 @@ def evaluate(
         groups: the models, and what they are scored on: all images of `test` and `val`, and stratified samples of
             `train` and, corrupted, of `test`.
         failed: rows of results.csv of those that have no model.
-        num_actors: how many score side by side.
-        resources: of each of them, by Ray's names.
+        processes: score side by side.
         tell: is told how far it has come.
         scores_only: neither time the configurations nor corrupt any images.
 
@@ -93,7 +91,7 @@ def evaluate(
 
     scored = [Group(group.names, _with_sample_of_train(group.splits)) for group in groups]
     on_corrupted = [] if scores_only else _on_corrupted(ranked)
-    measured = _measure(models, scored, on_corrupted, num_actors, resources, tell, timed=not scores_only)
+    measured = _measure(models, scored, on_corrupted, processes, tell, timed=not scores_only)
     scores, corrupted, latencies = measured
     rows = [row | _test_scores(scores[name]["test"]) for name, row in known.items()]
     rows = [row | (_speed(*latencies[row["config"]]) if latencies else {}) for row in rows]
@@ -189,8 +187,7 @@ def _measure(
     models: Mapping[str, SavedModel],
     groups: Sequence[Group],
     on_corrupted: Sequence[str],
-    num_actors: int,
-    resources: dict[str, float],
+    processes: Processes,
     tell: Callable[[str], None],
     timed: bool,
 ) -> tuple[dict[str, dict[str, Score]], list[Row], dict[str, list[Latency]]]:
@@ -202,7 +199,7 @@ def _measure(
     """
     done: list[str] = []
 
-    def on_result(key: str, result: Any) -> None:
+    def on_result(key: str) -> None:
         done.append(key)
         if key.startswith("model "):
             tell(f"evaluation: {sum(one.startswith('model ') for one in done)}/{len(models)} models scored")
@@ -216,13 +213,13 @@ def _measure(
         of_group = {name: models[name] for name in group.names}
         chosen = [name for name in on_corrupted if name in of_group]
         to_corrupt = _sample(group.splits["test"], MAX_CORRUPTED)
-        with ScorerPool(group.splits, to_corrupt, num_actors, resources) as pool:
-            more, corrupted_more = pool.score(of_group, chosen, on_result)
-            scores |= more
-            corrupted += corrupted_more
-            if timed:
-                tell("evaluation: timing on an otherwise idle node")
-                latencies |= pool.time({models[name].card["config_name"]: models[name] for name in group.names[::-1]})
+        more, corrupted_more = score_models(processes, of_group, group.splits, chosen, to_corrupt, on_result)
+        scores |= more
+        corrupted += corrupted_more
+        if timed:
+            tell("evaluation: timing on an otherwise idle node")
+            by_config = {models[name].card["config_name"]: models[name] for name in group.names[::-1]}
+            latencies |= time_alone(processes, by_config, group.splits["test"])
     return scores, corrupted, latencies
 
 

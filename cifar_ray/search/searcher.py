@@ -50,22 +50,6 @@ class TrialCheckpoint:
     """Of the epochs that are behind it."""
 
 
-@dataclass(frozen=True)
-class TrialSlots:
-    """Where the trials of a search run, side by side."""
-
-    num_slots: int
-    resources: dict[str, float]
-    """Of one trial, by Ray's names (`CPU`, `GPU`)."""
-    pool: Pool | None = None
-    """Workers that train the trials, one for each group of them; without it each trial trains itself."""
-
-    @property
-    def lost(self) -> bool:
-        """Whether nobody is left to train."""
-        return self.pool is not None and self.pool.error is not None
-
-
 class StudySearcher(Searcher):
     """Gives Tune the trials of an Optuna study, and tells the study how each of them ended.
 
@@ -78,7 +62,7 @@ class StudySearcher(Searcher):
         task: what the space may look at.
         seed: of the run.
         progress: counts the trials that end, and knows when they are enough.
-        slots: where the trials run.
+        pool: trains them, as many side by side as it has groups of workers.
         watcher: is told what happens.
         max_params: parameters that a configuration's model may have.
         checkpoints: what trials that were interrupted go on from, by number.
@@ -90,7 +74,7 @@ class StudySearcher(Searcher):
         task: Task,
         seed: int,
         progress: Progress,
-        slots: TrialSlots,
+        pool: Pool,
         watcher: Watcher,
         max_params: int | None = None,
         checkpoints: Mapping[int, TrialCheckpoint] = MappingProxyType({}),
@@ -101,19 +85,21 @@ class StudySearcher(Searcher):
         self.task = task
         self.seed = seed
         self.progress = progress
-        self.slots = slots
+        self.pool = pool
         self.watcher = watcher
         self.max_params = max_params
         self.checkpoints = checkpoints
         self._running: dict[str, _Running] = {}
+        self._draws_ahead = False
+        """Not before the first trials are under way, so that none overtakes them."""
         if not self.study.trials and of_space.space.default is not None:
             self.study.enqueue_trial(of_space.space.default_params(task))
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        while not self.progress.finished and not self.slots.lost:
+        while not self.progress.finished and self.pool.error is None:
             if self.progress.num_usable + len(self._running) >= self.progress.num_trials:
                 return None  # enough are under way; one that fails will be replaced
-            if len(self._running) > self.slots.num_slots:
+            if len(self._running) >= self.pool.num_groups + self._draws_ahead:
                 return None  # one is drawn ahead; more would be drawn knowing less
             trial = self.study.ask()
             running = _Running(trial, self.of_space)
@@ -163,12 +149,14 @@ class StudySearcher(Searcher):
                 self._on_row(running, row)
 
     def _on_row(self, running: "_Running", row: Row) -> None:
-        running.seconds = {kind: s + running.earlier_s.get(kind, 0.0) for kind, s in row["seconds"].items()}
+        if seconds := row.get("seconds"):
+            running.seconds = {kind: s + running.earlier_s.get(kind, 0.0) for kind, s in seconds.items()}
         if "failure" in row:
             running.failure = row["failure"]
         elif "checkpoint" in row:
             self.watcher.checkpointed(running.number, row["checkpoint"])
         elif not running.history or row["epoch"] > running.history[-1]["epoch"]:  # Tune repeats the last result
+            self._draws_ahead = True
             running.history.append(row)
             if row["epoch"] not in running.reported:  # before an interruption
                 running.trial.report(row["best_val_metric"], row["epoch"])

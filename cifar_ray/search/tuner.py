@@ -3,29 +3,30 @@
 import contextlib
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 
-from cifar_ray.distributed.process import TrialSettings
 from cifar_ray.distributed.workers import Pool
-from cifar_ray.search.asha import make_asha
+from cifar_ray.search.asha import make_asha, rungs
 from cifar_ray.search.progress import Progress
 from cifar_ray.search.searcher import StudySearcher
-from cifar_ray.search.trial import ROWS, relay_trial, train_trial
+from cifar_ray.search.trial import ROWS, run_trial
 
 
 class Stopper(tune.Stopper):
     """Ends each trial with its first report after the time is up, or before it begins, and all of them on Ctrl-C."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, desk: Any) -> None:
         self.progress = progress
+        self.desk = desk
         self.interrupted = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        if self.progress.out_of_time:
+            self.desk.send_back.remote()
         return self.progress.out_of_time if result.get(ROWS) else self.progress.finished
 
     def stop_all(self) -> bool:
@@ -54,42 +55,36 @@ class Stopper(tune.Stopper):
         return {}
 
 
-def run_search(searcher: StudySearcher, settings: TrialSettings, storage: Path) -> None:
-    """Run the trials of `searcher` in its slots, until it has had enough.
+def run_search(searcher: StudySearcher, max_epochs: int, storage: Path) -> None:
+    """Let the searcher's pool train its trials, until it has had enough.
 
     Args:
         searcher: draws the trials and keeps their records.
-        settings: shared by all trials.
+        max_epochs: of a trial that nothing ends early.
         storage: a folder for Tune's own files, of no use afterwards.
 
     Raises:
         KeyboardInterrupt: Ctrl-C ended it; what was running is left to a later session.
-        ray.train.TrainingFailedError: the workers of the pool were lost again and again.
+        Exception: the workers of the pool were lost again and again; that of the last time.
     """
-    pool, stopper = searcher.slots.pool, Stopper(searcher.progress)
+    pool, stopper = searcher.pool, Stopper(searcher.progress, searcher.pool.desk)
     # With one pending trial at a time, its default, Tune starts one process after another. Where trials are shorter
     # than that takes it never had a second one: the first process, free again, took the trial that the second was
     # being started for, and that one was stopped.
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(searcher.slots.num_slots)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(pool.num_groups + 1)
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    if pool is None:
-        trainable = tune.with_resources(
-            tune.with_parameters(train_trial, settings=settings, search_began=time.time()),
-            {name.lower(): n for name, n in searcher.slots.resources.items()},
-        )
-    else:
-        # The workers hold every CPU: of what is left, a trial that only passes messages on takes as good as nothing.
-        trainable = tune.with_resources(
-            tune.with_parameters(relay_trial, desk=pool.desk, search_began=time.time()), {"memory": 1}
-        )
+    # Workers that train together wait for the verdict on every epoch, so that all of them end after the same one.
+    decisive = frozenset(rungs(max_epochs)) if pool.workers_per_model == 1 else None
+    # The workers hold every CPU: of what is left, a trial that only passes messages on takes as good as nothing.
+    trainable = tune.with_resources(tune.with_parameters(run_trial, desk=pool.desk, decisive=decisive), {"memory": 1})
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             num_samples=-1,
-            max_concurrent_trials=None if pool is None else pool.num_groups,
+            max_concurrent_trials=pool.num_groups + 1,  # one is at the desk before a worker is free
             reuse_actors=True,
-            scheduler=make_asha(settings.max_epochs, searcher.study),
+            scheduler=make_asha(max_epochs, searcher.study),
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
@@ -97,22 +92,27 @@ def run_search(searcher: StudySearcher, settings: TrialSettings, storage: Path) 
             storage_path=str(storage),
             verbose=0,
             stop=stopper,
-            callbacks=[] if pool is None else [_DropAtTheDesk(pool)],
+            callbacks=[_DropAtTheDesk(pool)],
         ),
     )
     with stopper.ctrl_c_ends_all():
         tuner.fit()
     if stopper.interrupted:
         raise KeyboardInterrupt
-    if pool is not None:
-        pool.check()
+    pool.check()
 
 
 class _DropAtTheDesk(tune.Callback):
-    """Tells the desk of trials that have ended: one whose process was killed cannot do so itself."""
+    """Tells the desk of trials that have ended.
+
+    One whose process was killed cannot do so itself. Nor can one that ASHA stopped, until Tune uses its process again:
+    which may be for the next trial that a worker takes, who would wait for this one's verdict until then.
+    """
 
     def __init__(self, pool: Pool) -> None:
         self.desk = pool.desk
 
-    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self.desk.drop.remote(str(trial.config["number"]))
+
+    on_trial_error = on_trial_complete

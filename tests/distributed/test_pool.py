@@ -22,13 +22,14 @@ from cifar_ray.distributed import workers
 from cifar_ray.distributed.hardware import Workers
 from cifar_ray.distributed.jobs import Message, Trained
 from cifar_ray.distributed.process import TrialSettings
+from cifar_ray.distributed.processes import Processes
 from cifar_ray.distributed.workers import FinalModel, open_pool, train_models, unpack_history
 from cifar_ray.files import read_json
 from cifar_ray.models.saved import SavedModel
 from cifar_ray.results.records import CHECKPOINT, RunFolder, read_csv, read_trials
 from cifar_ray.search import tuner
 from cifar_ray.search.progress import Progress
-from cifar_ray.search.searcher import StudySearcher, TrialCheckpoint, TrialSlots
+from cifar_ray.search.searcher import StudySearcher, TrialCheckpoint
 from cifar_ray.search.space import Space
 from cifar_ray.search.study import SpaceStudy, open_study, study_records
 
@@ -73,13 +74,12 @@ def run_search(
     settings = TrialSettings([ray.put(arrays)], 10, MAX_EPOCHS, MAX_EPOCHS, "accuracy", 1)
     workers = Workers(2, 2, {"CPU": 1, "GPU": 0})
     try:
-        with open_pool(settings, workers, tmp_path, judged=True) as pool:
-            slots = TrialSlots(workers.num_groups, workers.resources, pool)
+        with Processes(workers) as processes, open_pool(settings, processes, tmp_path, judged=True) as pool:
             progress = Progress([], num_trials)
             searcher = StudySearcher(
-                SpaceStudy(space, study), TASK, 0, progress, slots, watcher, checkpoints=checkpoints or {}
+                SpaceStudy(space, study), TASK, 0, progress, pool, watcher, checkpoints=checkpoints or {}
             )
-            tuner.run_search(searcher, settings, tmp_path)
+            tuner.run_search(searcher, MAX_EPOCHS, tmp_path)
     finally:
         records = list(study_records(study))
     return records
@@ -258,7 +258,7 @@ def test_a_run_killed_in_its_search_and_in_its_finals_goes_on_each_time_from_its
     train_models(
         [uninterrupted],
         TrialSettings([ray.put(arrays)], 10, 20, 20, "accuracy", 1),
-        Workers(2, 2, {"CPU": 1, "GPU": 0}),
+        Processes(Workers(2, 2, {"CPU": 1, "GPU": 0})),
         tmp_path / "storage",
         lambda model, message: trained.append(message),
     )

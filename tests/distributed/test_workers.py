@@ -1,4 +1,4 @@
-"""Final training on real Ray Train, with groups of one worker and of two under DDP."""
+"""Final training on real Ray: by processes that train alone, and by Ray Train's groups of two under DDP."""
 
 import tempfile
 from pathlib import Path
@@ -13,9 +13,12 @@ from helpers.resnets import random_weights, resnet_config, small_data
 
 from cifar_ray.config import AugmentConfig, trial_config
 from cifar_ray.distributed.hardware import Workers
-from cifar_ray.distributed.jobs import Desk, Epoch, Job, Message, Trained
+from cifar_ray.distributed.jobs import Desk, Epochs, Job, Message, Seat, Trained
 from cifar_ray.distributed.process import TrialSettings
-from cifar_ray.distributed.workers import FinalModel, _train, train_models
+from cifar_ray.distributed.processes import Processes
+from cifar_ray.distributed.rank import Orders, SlotClock
+from cifar_ray.distributed.rank import train as train_one
+from cifar_ray.distributed.workers import FinalModel, train_models
 from cifar_ray.models.resnet import ResNet
 from cifar_ray.models.saved import SavedModel
 from cifar_ray.training.device_data import DeviceData
@@ -47,12 +50,12 @@ def train(models: list[FinalModel], arrays: dict[str, np.ndarray], workers: Work
         nonlocal epochs
         if isinstance(message, Trained):
             trained[model.name] = message
-        epochs += isinstance(message, Epoch)
+        epochs += len(message.rows) if isinstance(message, Epochs) else 0
         assert {ip for ip, _ in listening()} <= {"127.0.0.1", "::1"}
 
-    with tempfile.TemporaryDirectory() as storage:
+    with tempfile.TemporaryDirectory() as storage, Processes(workers) as processes:
         settings = TrialSettings([ray.put(arrays)], 10, MAX_EPOCHS, MAX_EPOCHS, "accuracy", 1)
-        train_models(models, settings, workers, Path(storage), on_message)
+        train_models(models, settings, processes, Path(storage), on_message)
     return trained, epochs
 
 
@@ -111,12 +114,12 @@ def test_a_head_trains_and_is_measured_without_another_pass_of_its_backbone(
     config, data = resnet_config(AugmentConfig(flip="random"), finetune="head", feature_views=2), small_data()
     shared = TrialSettings([], 2, 2, None, "accuracy", 1, {"resnet18 IMAGENET1K_V1": ray.put(random_weights())})
     desk: Any = ray.remote(Desk).options(num_cpus=0).remote(judged=False)
-    settings = {"settings": shared, "desk": desk, "judged": False, "checkpoint_every_s": 60.0}
-    generation = ray.get(desk.begin.remote())
+    orders = Orders(shared, desk, judged=False, checkpoint_every_s=60.0, began_s=0.0)
+    seat = Seat(0, ray.get(desk.begin.remote([0])))
     trained = []
     for key in "ab":
         ray.get(desk.submit.remote(Job(key, config, seed=0)))
-        trained.append(_train(Job(key, config, seed=0), data, settings, generation, Ranks()))
+        trained.append(train_one(Job(key, config, seed=0), data, orders, seat, Ranks(), SlotClock(0.0)))
         # Two views of the training images and the validation images, once for both.
         assert sum(images) == 2 * len(data.train_images) + len(data.val_images)
     ray.kill(desk)
@@ -146,13 +149,25 @@ def test_two_workers_under_ddp_train_one_model_as_one_process_does(
         assert row["val_accuracy"] == other["val_accuracy"]
 
 
+def broken() -> FinalModel:
+    """One that a worker meets an error with that nobody foresaw."""
+    model = final_model(0)
+    object.__setattr__(model.config, "batch_size", "32")
+    return model
+
+
+def test_a_training_that_breaks_is_failed_and_its_process_replaced(
+    hardware: Any, digit_arrays: dict[str, np.ndarray]
+) -> None:
+    trained, epochs = train([broken(), final_model(1)], digit_arrays, Workers(1, 1, {"CPU": 1, "GPU": 0}))
+    assert str(trained["default-seed0"].failure).startswith("TypeError: ")
+    assert trained["default-seed1"].failure is None and epochs == MAX_EPOCHS
+
+
 @pytest.mark.slow
 def test_a_training_that_takes_its_workers_along_twice_is_failed_and_the_others_are_not(
     hardware: Any, digit_arrays: dict[str, np.ndarray]
 ) -> None:
-    # A worker that trained it would meet an error that nobody foresaw.
-    broken = final_model(0)
-    object.__setattr__(broken.config, "batch_size", "32")
-    trained, epochs = train([broken, final_model(1)], digit_arrays, Workers(1, 1, {"CPU": 1, "GPU": 0}))
+    trained, epochs = train([broken(), final_model(1)], digit_arrays, Workers(2, 2, {"CPU": 1, "GPU": 0}))
     assert str(trained["default-seed0"].failure).startswith("TypeError: ")
     assert trained["default-seed1"].failure is None and epochs == MAX_EPOCHS

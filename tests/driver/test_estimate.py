@@ -15,12 +15,14 @@ from optuna.trial import TrialState
 
 from cifar_ray.cli.flags import TuneSettings
 from cifar_ray.config import Task
+from cifar_ray.distributed.rank import REPORT_EVERY_S
+from cifar_ray.distributed.speed import Speed
+from cifar_ray.distributed.workers import Pool
 from cifar_ray.driver.estimate import (
     EVALUATION_START_S,
     FINALS_START_S,
     MARGIN,
     Clock,
-    Speed,
     Workload,
     check_time_budget,
     estimate,
@@ -31,10 +33,10 @@ from cifar_ray.evaluation.latency import MAX_TIMING_S, NUM_TIMED_IMAGES
 from cifar_ray.results.ranking import finalists
 from cifar_ray.search.asha import rungs
 from cifar_ray.search.progress import Progress, TimeLimit
-from cifar_ray.search.searcher import StudySearcher, TrialSlots
+from cifar_ray.search.searcher import StudySearcher
 from cifar_ray.search.space import Space
 from cifar_ray.search.study import SpaceStudy
-from cifar_ray.search.trial import REPORT_EVERY_S, ROWS
+from cifar_ray.search.trial import ROWS
 from cifar_ray.search.tuner import Stopper
 from cifar_ray.text import duration
 
@@ -207,9 +209,9 @@ class SimulatedSearch:
         self.progress = Progress([], 1000, time_limit)
         space = Space("given", lambda trial, task: {"batch_size": trial.suggest_int("batch_size", 8, 512)})
         task = Task(10, 1, 8, WORK.num_train, "cpu")
-        slots = TrialSlots(WORK.slots, {"CPU": 1, "GPU": 0})
-        self.searcher = StudySearcher(SpaceStudy(space, study), task, seed, self.progress, slots, Mock())
-        self.stopper = Stopper(self.progress)
+        pool = Pool(None, WORK.slots)
+        self.searcher = StudySearcher(SpaceStudy(space, study), task, seed, self.progress, pool, Mock())
+        self.stopper = Stopper(self.progress, Mock())
         self.up_at: float | None = None
         """When the time was up, and something was there to train."""
         self.begun_at: list[float] = []
@@ -314,11 +316,10 @@ def searcher_with(end_s: float, epoch_s: float, now: list[float]) -> tuple[Study
     progress = Progress([], 10, TimeLimit(lambda records: end_s, epoch_s, now_s=lambda: now[0]))
     space = Space("given", lambda trial, task: {"batch_size": trial.suggest_int("batch_size", 8, 512)})
     task = Task(10, 1, 8, 1000, "cpu")
-    slots = TrialSlots(1, {"CPU": 1, "GPU": 0})
-    searcher = StudySearcher(SpaceStudy(space, study), task, 0, progress, slots, Mock())
+    searcher = StudySearcher(SpaceStudy(space, study), task, 0, progress, Pool(None, 1), Mock())
     for name in "ab":
         assert isinstance(searcher.suggest(name), dict)
-    return searcher, Stopper(progress)
+    return searcher, Stopper(progress, Mock())
 
 
 def epoch(train_s: float) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from cifar_ray.cli.flags import TuneSettings
 from cifar_ray.config import TrialConfig
 from cifar_ray.distributed.hardware import Workers
 from cifar_ray.distributed.process import TrialSettings
+from cifar_ray.distributed.processes import Processes
 from cifar_ray.driver import probe
 from cifar_ray.driver.probe import settle_precision
 from cifar_ray.driver.run import Run
@@ -33,11 +34,12 @@ def run_with(tmp_path: Path, precision: str, **more: Any) -> Run[TuneSettings]:
 
 def settled(run: Run[TuneSettings], shared: Any = None) -> tuple[str, str]:
     stream = io.StringIO()
-    return settle_precision(run, Console(stream), WORKERS, TrialConfig(), shared), stream.getvalue()
+    with Processes(WORKERS) as processes:
+        return settle_precision(run, Console(stream), processes, TrialConfig(), shared), stream.getvalue()
 
 
 def measuring(monkeypatch: pytest.MonkeyPatch, speedups: Any) -> None:
-    monkeypatch.setattr(probe, "_on_all_workers", lambda *args: speedups)
+    monkeypatch.setattr(probe, "_on_all", lambda *args: speedups)
 
 
 @pytest.mark.parametrize(("speedups", "expected"), AUTO)

@@ -1,4 +1,4 @@
-"""The evaluation pool on real Ray actors."""
+"""Scoring and timing in real processes of Ray's."""
 
 import contextlib
 import os
@@ -17,13 +17,16 @@ from sklearn.metrics import log_loss, roc_auc_score
 from cifar_ray.config import Precision, TrialConfig
 from cifar_ray.data.decode import Images, take_images
 from cifar_ray.data.splits import load_data
+from cifar_ray.distributed.hardware import Workers
+from cifar_ray.distributed.processes import Processes
 from cifar_ray.evaluation import latency, scorers
 from cifar_ray.evaluation.latency import NUM_ROUNDS, NUM_WARMUP, Timer
-from cifar_ray.evaluation.scorers import MAX_ROUNDS, Scorer, ScorerPool, map_over_actors, node_for_timing
+from cifar_ray.evaluation.scorers import node_for_timing, score_model, score_models, time_alone
 from cifar_ray.models.classifier import Classifier, build_model
 from cifar_ray.models.saved import SavedModel, pack_weights
 from cifar_ray.training.loop import eval_model
 
+WORKERS = Workers(2, 1, {"CPU": 1, "GPU": 0})
 CARD = {"class_names": list("0123456789"), "resize": {"channels": 1, "image_size": 8, "rule": "native"}}
 
 
@@ -50,8 +53,8 @@ def test_scores_are_scikit_learns_of_the_models_probabilities(
 ) -> None:
     seen: list[str] = []
     splits = {"test": test_split, "val": take_images(test_split, np.arange(100))}
-    with ScorerPool(splits, test_split, 2, {"CPU": 1, "GPU": 0}) as pool:
-        scores, corrupted = pool.score(models, [], lambda key, result: seen.append(key))
+    with Processes(WORKERS) as processes:
+        scores, corrupted = score_models(processes, models, splits, [], test_split, seen.append)
     assert corrupted == []
     assert list(scores) == list(models)
     assert sorted(seen) == [f"model {name}" for name in models]
@@ -80,19 +83,20 @@ def test_each_model_is_timed_alone_on_the_whole_node(
     free: list[float] = []
 
     @contextlib.contextmanager
-    def watched(*args: Any) -> Iterator[None]:
-        with rest_of(*args):
-            time.sleep(1)  # by then Ray tells that the other actor has ended
+    def watched(*args: Any, **options: Any) -> Iterator[Any]:
+        with held(*args, **options) as found:
+            time.sleep(1)  # by then Ray tells that the other process has ended
             free.append(ray.available_resources().get("CPU", 0.0))
-            yield
+            yield found
 
-    rest_of = scorers._rest_of
-    monkeypatch.setattr(scorers, "_rest_of", watched)
-    with ScorerPool({"test": test_split}, test_split, 2, {"CPU": 1, "GPU": 0}) as pool:
-        pool.score(models, [], lambda key, result: None)
-        scored_by = list(pool._actors)
-        timed = pool.time(both)
-        assert len(scored_by) == 2 and pool._actors == scored_by[:1]  # the one that is left has imported all already
+    held = scorers._held
+    monkeypatch.setattr(scorers, "_held", watched)
+    with Processes(WORKERS) as processes:
+        ids = processes.call_all(os.getpid)
+        timed = time_alone(processes, both, test_split)
+        assert processes.workers.num_workers == 2
+        left = ray.get(processes.call(0, os.getpid))
+        assert left in ids  # it has imported all already
     assert free == [0.0], "while it times nothing else is given a CPU"
     assert list(timed) == ["m1", "m0"]
     for name, of_model in timed.items():
@@ -105,11 +109,14 @@ def test_each_model_is_timed_alone_on_the_whole_node(
             assert (one.again_ms_p50 is not None) == (name == "m1")
 
 
-def test_models_are_timed_without_having_been_scored(
-    hardware: Any, models: dict[str, SavedModel], test_split: Any
+def test_timing_waits_until_no_other_run_is_on_the_node(
+    hardware: Any, models: dict[str, SavedModel], test_split: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with ScorerPool({"test": test_split}, test_split, 2, {"CPU": 1, "GPU": 0}) as pool:
-        (timed,) = pool.time({"m0": models["m0"]}).values()
+    monkeypatch.setattr(scorers, "REST_S", 0.1)
+    other = ray.remote(num_cpus=1)(lambda: time.sleep(5)).remote()
+    with Processes(Workers(1, 1, {"CPU": 1, "GPU": 0})) as processes:
+        (timed,) = time_alone(processes, {"m0": models["m0"]}, test_split).values()
+    ray.get(other, timeout=0)  # it has ended
     assert [one.threads for one in timed] == [hardware.num_cpus] * 2
 
 
@@ -126,35 +133,6 @@ def test_models_are_timed_on_the_drivers_node_where_a_trial_fits_on_it(
     monkeypatch.setattr(ray, "nodes", lambda: entries)
     monkeypatch.setattr(type(ray.get_runtime_context()), "get_node_id", lambda self: drivers_node)
     assert node_for_timing({"CPU": 1, "GPU": gpus_per_trial})["NodeID"] == chosen
-
-
-@ray.remote(num_cpus=0)
-class Mortal:
-    """Returns what it is given, but dies of the items that say so, once or always."""
-
-    def work(self, key: str, item: str) -> tuple[str, str]:
-        if item.startswith("deadly") or (item.startswith("once:") and not os.path.exists(item[5:])):
-            if item.startswith("once:"):
-                open(item[5:], "w").close()
-            os._exit(1)
-        return key, item
-
-
-def work(actor: Any, key: str, item: str) -> Any:
-    return actor.work.remote(key, item)
-
-
-@pytest.mark.parametrize("num_actors", [1, 2])
-def test_a_dead_actor_loses_no_item(hardware: Any, tmp_path: Any, num_actors: int) -> None:
-    items = {"a": "fine", "b": f"once:{tmp_path}/b", "c": "fine", "d": f"once:{tmp_path}/d", "e": "fine"}
-    results, left = map_over_actors(Mortal.remote, num_actors, work, items)
-    assert results == items
-    assert len(ray.get([actor.work.remote("a", "fine") for actor in left])) == len(left), "a dead actor is left"
-
-
-def test_an_item_that_kills_every_actor_is_named(hardware: Any) -> None:
-    with pytest.raises(RuntimeError, match=f"died {MAX_ROUNDS} times over: no result for b"):
-        map_over_actors(Mortal.remote, 2, work, {"a": "fine", "b": "deadly"})
 
 
 def test_the_timing_of_a_slow_model_is_cut_short_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,16 +189,13 @@ def test_models_are_scored_and_timed_in_the_precision_of_their_training_and_in_f
     weights = pack_weights(build_model(config, num_classes=10, channels=1, image_size=8))
     saved = SavedModel("m", weights, config, CARD)
     images = np.random.default_rng(0).integers(0, 256, (20, 1, 8, 8), dtype=np.uint8)
-    scorer_class = Scorer.__ray_metadata__.modified_class  # type: ignore[attr-defined]
-    scorer = scorer_class.__new__(scorer_class)
-    scorer.device = torch.device("cpu")
-    scorer.splits = {"test": Images(images, np.arange(20) % 10), "val": Images(images, np.arange(20) % 10)}
+    splits = {"test": Images(images, np.arange(20) % 10), "val": Images(images, np.arange(20) % 10)}
     inputs = torch.tensor(images).contiguous(memory_format=torch.channels_last)
     both: tuple[Precision, Precision] = ("fp32", "bf16")
     logits = {one: eval_model(replace(saved, config=replace(config, precision=one)).build(), inputs) for one in both}
     assert not torch.equal(logits["fp32"], logits["bf16"])
 
-    _, scores = scorer.score("m", saved)
+    scores = score_model(saved, splits, torch.device("cpu"))
     assert [scores[name].precision for name in ("test", "val")] == [precision] * 2
     np.testing.assert_array_equal(scores["test"].probabilities, logits[precision].softmax(1).numpy())
     in_fp32 = (logits["fp32"].argmax(1).numpy() == np.arange(20) % 10).mean()
@@ -236,7 +211,7 @@ def test_models_are_scored_and_timed_in_the_precision_of_their_training_and_in_f
         return network
 
     monkeypatch.setattr(SavedModel, "build", watched)
-    timed = Timer(images, scorer.device).time({"m": saved})["m"]
+    timed = Timer(images, torch.device("cpu")).time({"m": saved})["m"]
     assert [one.precision for one in timed] == [precision] * 2 + ["fp32"] * 2 * (precision != "fp32")
     assert [one.batch_size for one in timed] == [1, 20] * (len(timed) // 2)
     assert [one.again_ms_p50 is not None for one in timed] == [True, True, False, False][: len(timed)]

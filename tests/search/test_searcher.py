@@ -13,6 +13,7 @@ import optuna
 import psutil
 import pytest
 import ray
+import torch
 from helpers.searches import TASK, Recorder, reopen, small_config
 from helpers.tiny import without_times
 from optuna.samplers import RandomSampler
@@ -20,17 +21,21 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import TrialScheduler
 
 from cifar_ray.config import Task, trial_config
+from cifar_ray.distributed.hardware import Workers
 from cifar_ray.distributed.process import PROCESS, TrialSettings
+from cifar_ray.distributed.processes import Processes
+from cifar_ray.distributed.rank import REPORT_EVERY_S
+from cifar_ray.distributed.workers import Pool, open_pool
 from cifar_ray.results.ranking import finalists
 from cifar_ray.results.records import TRIAL_SECONDS, slot_seconds
 from cifar_ray.search import asha, tuner
 from cifar_ray.search.asha import rungs
 from cifar_ray.search.progress import MAX_INFEASIBLE, Progress, TimeLimit
 from cifar_ray.search.samplers import sampler_of
-from cifar_ray.search.searcher import StudySearcher, TrialSlots
+from cifar_ray.search.searcher import StudySearcher
 from cifar_ray.search.space import Space, load_space
 from cifar_ray.search.study import RECORD, SpaceStudy, open_study, study_records
-from cifar_ray.search.trial import REPORT_EVERY_S, ROWS
+from cifar_ray.search.trial import ROWS
 from cifar_ray.training.device_data import DeviceData
 from cifar_ray.training.loop import Experiment, run_experiment
 from cifar_ray.training.seeds import derived_seed
@@ -59,10 +64,11 @@ def run_search(
     recorder = recorder or Recorder()
     space = Space("given", draw, lambda task: {"unused": 0.5})
     progress = Progress(study_records(study), num_trials, time_limit)
-    slots = TrialSlots(2 // cpus, {"CPU": cpus, "GPU": 0})
-    searcher = kind(SpaceStudy(space, study), TASK, 0, progress, slots, recorder, max_params)
     settings = TrialSettings([ray.put(arrays)], 10, MAX_EPOCHS, MAX_EPOCHS, "accuracy", 1)
-    tuner.run_search(searcher, settings, tmp_path)
+    workers = Workers(2 // cpus, 1, {"CPU": cpus, "GPU": 0})
+    with Processes(workers) as processes, open_pool(settings, processes, tmp_path, judged=True) as pool:
+        searcher = kind(SpaceStudy(space, study), TASK, 0, progress, pool, recorder, max_params)
+        tuner.run_search(searcher, MAX_EPOCHS, tmp_path)
     return study, recorder
 
 
@@ -193,18 +199,19 @@ def stop_as_asha_does(row: dict[str, Any]) -> None:
 def train_in_a_process(
     before: list[dict[str, Any]], config: dict[str, Any], data: list[Any], seed: int
 ) -> tuple[list[Any], float]:
-    """Run trials one after the other as `train_trial` does, and return the last one's history and weight sum."""
+    """Run trials one after the other as a worker does, and return the last one's history and weight sum."""
     for number, earlier in enumerate(before):
         PROCESS.reset(number, 1)
         with contextlib.suppress(Exception, SystemExit):
             run_experiment(
                 Experiment(trial_config(earlier, "before"), seed=number, max_epochs=2),
-                PROCESS.load_data(data[0], 10),
+                PROCESS.load_data(data[0], 10, torch.device("cpu")),
                 report=stop_as_asha_does,
             )
     PROCESS.reset(seed, 1)
     outcome = run_experiment(
-        Experiment(trial_config(config, "last"), seed=seed, max_epochs=3), PROCESS.load_data(data[0], 10)
+        Experiment(trial_config(config, "last"), seed=seed, max_epochs=3),
+        PROCESS.load_data(data[0], 10, torch.device("cpu")),
     )
     weights = [tensor.double().sum().item() for tensor in outcome.model.state_dict().values()]
     return without_times(outcome.history), sum(weights)
@@ -294,7 +301,8 @@ def test_a_search_whose_time_is_up_ends_its_trials_when_they_report(
 ) -> None:
     recorder = Recorder()
 
-    time_limit = TimeLimit(end_s=lambda records: MAX_EPOCHS + 3, now_s=lambda: recorder.num_epochs)
+    # (In units that what is kept in reserve, of real seconds, does not count beside.)
+    time_limit = TimeLimit(lambda records: 1000 * (MAX_EPOCHS + 3), now_s=lambda: 1000 * recorder.num_epochs)
     study, _ = run_search([small_config(0.1)], digit_arrays, tmp_path, 1000, recorder=recorder, time_limit=time_limit)
     records = list(study_records(study))
     stopped = [record for record in records if record["reason"] == "stopped by --time-budget"]
@@ -361,8 +369,7 @@ def test_what_is_fixed_is_in_every_trial_of_a_search_and_in_no_parameter_of_its_
     space = replace(load_space("cnn"), fixed={"model/dropout": "0.35", "optimizer/name": "adamw", "tta": "flip"})
     make_sampler = sampler_of(sampler, space, TASK)
     study, recorder = open_study(tmp_path / "study.journal", "cnn", make_sampler, seed=0), Recorder()
-    slots = TrialSlots(5, {"CPU": 1, "GPU": 0})
-    searcher = StudySearcher(SpaceStudy(space, study), TASK, 0, Progress([], 5), slots, recorder)
+    searcher = StudySearcher(SpaceStudy(space, study), TASK, 0, Progress([], 5), Pool(None, 5), recorder)
     configs = []
     for name in "abcde":
         drawn = searcher.suggest(name)
