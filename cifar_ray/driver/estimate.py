@@ -17,13 +17,16 @@ SEARCH_SHARE = 0.5
 """Share of `trials * max_epochs` that ASHA lets a search train, about."""
 
 SEARCH_START_S = 5.0
-"""Seconds until the processes of trials are up. This and the next two were measured on a machine of two cores."""
+"""Seconds until the first trials are handed to workers. This and the next ones were measured on two cores."""
 
-FINALS_START_S = 20.0
-"""Seconds until Ray Train takes its first step."""
+FINALS_START_S = 2.0
+"""Seconds until workers that are up take their first final training."""
+
+RAY_TRAIN_START_S = 20.0
+"""Seconds until Ray Train takes its first step, where several workers train a model; in search and finals."""
 
 EVALUATION_START_S = 10.0
-"""Seconds until the evaluation actors are up, and for the report."""
+"""Seconds until the workers have imported what they score with, and for the report."""
 
 MARGIN = 1.15
 """By how much what is still to come may take longer than it should, where a time budget is to be kept."""
@@ -48,6 +51,7 @@ class Workload:
     num_on_corrupted: int
     """Models that the evaluation scores on corrupted images too, at most."""
     search_start_s: float = SEARCH_START_S
+    finals_start_s: float = FINALS_START_S
 
     def epoch_s(self, speed: Speed) -> float:
         """Seconds of one epoch of training and its validation."""
@@ -70,7 +74,7 @@ class Workload:
         if not trainings:
             return 0.0
         features_s = sum(self.features_s(speed) for speed in speeds)
-        return FINALS_START_S + features_s + sum(trainings) / self.slots + max(trainings) * (1 - 1 / self.slots)
+        return self.finals_start_s + features_s + sum(trainings) / self.slots + max(trainings) * (1 - 1 / self.slots)
 
     def evaluation_s(self, speeds: Sequence[Speed]) -> float:
         """Seconds of the evaluation of configurations with these speeds, and of the report."""

@@ -23,7 +23,7 @@ from cifar_ray.distributed.process import Pretrained, TrialSettings, put_weights
 from cifar_ray.distributed.processes import Processes
 from cifar_ray.distributed.session import output_to_file, ray_session, temporary_folder
 from cifar_ray.distributed.workers import FinalModel
-from cifar_ray.driver.estimate import FINALS_START_S, SEARCH_START_S, Workload
+from cifar_ray.driver.estimate import RAY_TRAIN_START_S, Workload
 from cifar_ray.driver.finals import failed_row, train_finals
 from cifar_ray.driver.run import Run, sigterm_as_ctrl_c
 from cifar_ray.errors import InputError
@@ -254,11 +254,10 @@ def task_of(
 
 def make_workload(workers: Workers, data: DataSplits, max_epochs: int, seeds: int, num_on_corrupted: int) -> Workload:
     num_train, num_val, num_test = (len(split.images) for split in (data.train, data.val, data.test))
-    # Several workers to a trial are those of Ray Train, in the search too.
-    search_start_s = SEARCH_START_S if workers.workers_per_model == 1 else FINALS_START_S
-    return Workload(
-        num_train, num_val, num_test, max_epochs, seeds, workers.num_groups, num_on_corrupted, search_start_s
-    )
+    work = Workload(num_train, num_val, num_test, max_epochs, seeds, workers.num_groups, num_on_corrupted)
+    if workers.workers_per_model == 1:
+        return work
+    return replace(work, search_start_s=RAY_TRAIN_START_S, finals_start_s=RAY_TRAIN_START_S)
 
 
 def write_report(run: Run[Any], console: Console, rows: Sequence[Row]) -> None:

@@ -1,4 +1,4 @@
-"""The training loop. One function serves a plain process, a Tune trial and a Ray Train worker.
+"""The training loop. One function serves a plain process, a worker that trains alone and a rank of Ray Train's.
 
 No value is read back from the device inside an epoch: sums stay there until the epoch ends.
 """

@@ -316,7 +316,7 @@ def searcher_with(end_s: float, epoch_s: float, now: list[float]) -> tuple[Study
     progress = Progress([], 10, TimeLimit(lambda records: end_s, epoch_s, now_s=lambda: now[0]))
     space = Space("given", lambda trial, task: {"batch_size": trial.suggest_int("batch_size", 8, 512)})
     task = Task(10, 1, 8, 1000, "cpu")
-    searcher = StudySearcher(SpaceStudy(space, study), task, 0, progress, Pool(None, 1), Mock())
+    searcher = StudySearcher(SpaceStudy(space, study), task, 0, progress, Pool(None, 2), Mock())
     for name in "ab":
         assert isinstance(searcher.suggest(name), dict)
     return searcher, Stopper(progress, Mock())

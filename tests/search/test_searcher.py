@@ -242,24 +242,38 @@ def test_a_recorded_trial_repeats_from_its_config_and_seed(mixed: Any, digit_arr
 
 
 class Killer(Recorder):
-    """Kills the first trial's process when it reports."""
+    """Kills the one process that calls itself so when the first trial reports."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self.title = title
 
     def epoch_ended(self, number: int, row: dict[str, Any]) -> None:
         if not any(self.rows.values()):
             session = psutil.Process().children(recursive=True)
-            trials = [process for process in session if "ray::ImplicitFunc" in " ".join(process.cmdline())]
-            assert len(trials) == 1
-            trials[0].kill()
+            (process,) = (process for process in session if self.title in " ".join(process.cmdline()))
+            process.kill()
         super().epoch_ended(number, row)
 
 
 def test_a_trial_whose_process_is_killed_is_failed_and_replaced(
     hardware: Any, digit_arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    study, _ = run_search([small_config(0.1)], digit_arrays, tmp_path, num_trials=2, recorder=Killer())
+    study, _ = run_search(
+        [small_config(0.1)], digit_arrays, tmp_path, num_trials=2, recorder=Killer("ray::ImplicitFunc")
+    )
     records = list(study_records(study))
     assert [record["state"] == "failed" for record in records] == [True, False, False]
     assert records[0]["reason"] == "the trial's process died"
+
+
+def test_a_trial_whose_worker_is_killed_is_trained_again_and_tells_nothing_twice(
+    hardware: Any, digit_arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    recorder = Killer("ray::_Process")
+    study, _ = run_search([small_config(0.1)], digit_arrays, tmp_path, num_trials=2, recorder=recorder)
+    assert all(record["state"] != "failed" for record in study_records(study)) and len(study.trials) == 2
+    assert [row["epoch"] for row in recorder.rows[0]] == list(range(1, MAX_EPOCHS + 1))
 
 
 def test_two_slots_run_trials_side_by_side_and_all_are_recorded(
