@@ -1,5 +1,6 @@
 """What processes that train have in common: data and weights, and a state that every training finds alike."""
 
+import ctypes
 import os
 import random
 from collections.abc import Iterable, Mapping
@@ -50,6 +51,17 @@ def get_weights(refs: Pretrained, config: TrialConfig) -> Mapping[str, np.ndarra
     return None if key is None else ray.get(refs[key])
 
 
+def give_back_memory() -> None:
+    """Have the C library return what it keeps of tensors that are freed; some do by themselves, and have no such call.
+
+    Networks of other sizes leave it in pieces that are too small for the next one: hundreds of megabytes after some
+    dozen trials (`benchmarks/memory.py`).
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def granted_device() -> torch.device:
     """The device that Ray gave to this process."""
     return torch.device("cuda" if ray.get_gpu_ids() else "cpu")
@@ -96,6 +108,7 @@ class Process:
 
     def reset(self, seed: int, num_threads: int) -> None:
         """Bring the process into the state of a fresh one, as far as a training can see it."""
+        give_back_memory()
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)

@@ -23,6 +23,19 @@ def read_environment_again() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
+def num_cpus_here() -> int:
+    """CPUs that this process may use, at least one: of a container's quota (cgroup 1 or 2) what is whole.
+
+    `ray.init` counts them so too, but takes no notice of which CPUs the process may run on (as `taskset` sets it, and
+    batch systems do), and makes no CPU of half of one.
+    """
+    from ray._private.utils import get_num_cpus
+
+    quota = int(get_num_cpus(override_docker_cpu_warning=True))
+    runs_on = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else quota
+    return max(1, min(quota, runs_on))
+
+
 def accept_token_in_home() -> None:
     """Let a token in the user's home count, unless RAY_AUTH_MODE says otherwise.
 

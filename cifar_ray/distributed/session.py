@@ -55,7 +55,7 @@ def ray_session(temp_dir: Path, num_cpus: int | None = None) -> Iterator[Hardwar
         temp_dir: a folder that nobody else may enter, with a short path, for the token, sockets and logs of a private
             session.
         num_cpus: makes a private session, whatever RAY_ADDRESS says, and one that offers so many CPUs. Without it a
-            private session offers the CPUs and GPUs that it finds.
+            private session offers the CPUs that this process may use, and the GPUs that it finds.
 
     Raises:
         InputError: the cluster cannot be joined.
@@ -65,7 +65,7 @@ def ray_session(temp_dir: Path, num_cpus: int | None = None) -> Iterator[Hardwar
         if address is None:
             ray.init(
                 address="local",
-                num_cpus=num_cpus,
+                num_cpus=num_cpus or ray_internals.num_cpus_here(),
                 include_dashboard=False,
                 log_to_driver=False,
                 _temp_dir=str(temp_dir / "ray"),  # which Ray opens to everybody, but not the folder around it

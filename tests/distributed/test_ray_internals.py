@@ -34,6 +34,32 @@ def test_nothing_else_reaches_into_ray() -> None:
     assert reaching == ["distributed/ray_internals.py"], "put it into ray_internals, with its reason and a test"
 
 
+@pytest.mark.parametrize(
+    ("quota", "runs_on", "expected"), [(None, 64, 4), (2, 64, 2), (2.5, 64, 2), (0.5, 64, 1), (3, 1, 1)]
+)
+def test_the_cpus_are_those_of_the_containers_quota_and_of_what_the_process_may_run_on(
+    monkeypatch: pytest.MonkeyPatch, quota: float | None, runs_on: int, expected: int
+) -> None:
+    monkeypatch.setattr("multiprocessing.cpu_count", lambda: 4)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(runs_on)), raising=False)
+    with told("num_cpus_here"):
+        monkeypatch.setattr("ray._private.utils._get_docker_cpus", lambda: quota)
+        assert ray_internals.num_cpus_here() == expected
+
+
+@pytest.mark.parametrize(("version", "expected"), [(1, 1.5), (2, 1.5)])
+def test_ray_reads_the_quotas_of_both_versions_of_cgroups(tmp_path: Path, version: int, expected: float) -> None:
+    files = {1: {"quota": "150000", "period": "100000"}, 2: {"max": "150000 100000"}}[version]
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "cpuset").write_text("0-3")
+    with told("num_cpus_here"):
+        from ray._private.utils import _get_docker_cpus
+
+        found = _get_docker_cpus(*(str(tmp_path / name) for name in ("quota", "period", "cpuset", "max")))
+    assert found == expected
+
+
 def test_settings_and_tokens_are_read_again_and_a_token_in_the_home_counts(tmp_path: Path) -> None:
     code = """
 import os
