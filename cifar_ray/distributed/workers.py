@@ -115,8 +115,9 @@ def open_pool(settings: TrialSettings, processes: Processes, storage: Path, judg
             pool.error = error
             reason = f"the workers were given up: {' '.join(str(error).split()):.300}"
         finally:
-            with contextlib.suppress(RayError):
-                ray.get(desk.give_up.remote(reason))
+            if ray.is_initialized():  # else the run was interrupted, and Ray would start anew for this call
+                with contextlib.suppress(RayError):
+                    ray.get(desk.give_up.remote(reason))
 
     # In a thread of its own, since it blocks, and fit() would take over Ctrl-C in the main one.
     thread = threading.Thread(target=run, name="workers", daemon=True)
