@@ -4,8 +4,8 @@
     python benchmarks/run_search.py --space cnn --data PATH --train-size 5000 --trials 30 --max-epochs 8 \
         --finalists 2 --final-seeds 3 --sampler random
 
-Prints the wall-clock from start to report by phase, where the slots' time went, the peak memory of the driver and of
-a trial process (proportional set size: shared pages counted by share), and the test accuracy of the best sampled
+Prints the wall-clock from start to report by phase, where the slots' time went, the peak memory of the driver, of a
+worker and of a trial that hands it on (proportional set size: shared pages counted by share), and the test accuracy of the best sampled
 configuration against the default recipe.
 """
 
@@ -22,12 +22,17 @@ from cifar_ray.results.records import DEFAULT, RunFolder, slot_seconds
 from cifar_ray.results.statistics import compare
 
 
+KINDS = {"ray::_Process": "worker", "ray::RayTrainWorker": "worker", "ray::ImplicitFunc": "trial"}
+"""Kinds of processes, by what they call themselves."""
+
+
 def peak_memory(driver: psutil.Process, peaks: dict[str, float]) -> None:
     """Update the peaks of this moment, in MB."""
     for process in [driver, *driver.children(recursive=True)]:
         try:
             line = " ".join(process.cmdline())
-            kind = "driver" if process == driver else "trial" if "ray::ImplicitFunc" in line else None
+            named = next((kind for title, kind in KINDS.items() if title in line), None)
+            kind = "driver" if process == driver else named
             if kind:
                 peaks[kind] = max(peaks.get(kind, 0.0), process.memory_full_info().pss / 1e6)
         except psutil.Error:

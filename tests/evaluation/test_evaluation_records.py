@@ -11,6 +11,8 @@ from helpers.tiny import TINY
 from cifar_ray.config import TrialConfig
 from cifar_ray.data.decode import Images
 from cifar_ray.data.stratified import stratified_split
+from cifar_ray.distributed.hardware import Workers
+from cifar_ray.distributed.processes import Processes
 from cifar_ray.evaluation import evaluate as module
 from cifar_ray.evaluation.calibration import calibration_error, fit_temperature, scaled
 from cifar_ray.evaluation.evaluate import Group, evaluate
@@ -34,6 +36,7 @@ from cifar_ray.results.records import (
 
 pytestmark = pytest.mark.xdist_group("ray")
 
+WORKERS = Workers(2, 1, {"CPU": 1, "GPU": 0})
 NAMES = ("small-seed0", "small-seed1", "default-seed0")
 FAILED = {"model": "small-seed2", "config": "small", "seed": 2, "failure": "non-finite loss in epoch 1"}
 
@@ -76,10 +79,10 @@ def evaluated(hardware: Any, tmp_path_factory: pytest.TempPathFactory) -> Evalua
         Group(NAMES[2:], {"test": split(60, 16)}),
     ]
     told: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, Processes(WORKERS) as processes:
         patch.setattr(module, "MAX_TRAIN_IMAGES", 45)
         patch.setattr(module, "MAX_CORRUPTED", 30)
-        rows = evaluate(folder, groups, [FAILED], 2, {"CPU": 1, "GPU": 0}, told.append)
+        rows = evaluate(folder, groups, [FAILED], processes, told.append)
     return Evaluated(folder, groups, rows, told)
 
 
@@ -196,7 +199,7 @@ def test_of_each_family_and_each_default_the_best_seed_is_scored_on_corrupted_im
 
 def test_without_models_the_failures_are_all_that_is_recorded(tmp_path: Any) -> None:
     folder = RunFolder(tmp_path)
-    assert evaluate(folder, [], [FAILED], 2, {"CPU": 1, "GPU": 0}, lambda text: None) == []
+    assert evaluate(folder, [], [FAILED], Processes(WORKERS), lambda text: None) == []
     assert [row["model"] for row in read_csv(folder.results_csv)] == ["small-seed2"]
     assert not folder.predictions_npz.exists()
 
