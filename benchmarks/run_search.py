@@ -5,8 +5,8 @@
         --finalists 2 --final-seeds 3 --sampler random
 
 Prints the wall-clock from start to report by phase, where the slots' time went, the peak memory of the driver, of a
-worker and of a trial that hands it on (proportional set size: shared pages counted by share), and the test accuracy of the best sampled
-configuration against the default recipe.
+worker and of a trial's process that hands it on (proportional set size: shared pages counted by share), and the test
+accuracy of the best sampled configuration against the default recipe.
 """
 
 import subprocess
@@ -20,7 +20,6 @@ from cifar_ray.reporting.parts import difference_text, score_text
 from cifar_ray.results.recorded_run import Records
 from cifar_ray.results.records import DEFAULT, RunFolder, slot_seconds
 from cifar_ray.results.statistics import compare
-
 
 KINDS = {"ray::_Process": "worker", "ray::RayTrainWorker": "worker", "ray::ImplicitFunc": "trial"}
 """Kinds of processes, by what they call themselves."""

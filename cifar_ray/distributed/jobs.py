@@ -75,10 +75,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a training in the end; `failure` says why there is no model.
-
-    Where a judged one has no failure either, it did not begin, and will not.
-    """
+    """What came of a training in the end; `failure` says why there is no model."""
 
     key: str
     weights: bytes = b""
@@ -161,12 +158,6 @@ class Desk:
             training.ended = True
             self._mail.pop(key, None)
         self._notify()
-
-    async def send_back(self) -> None:
-        """Trainings that are in line will not begin; who submitted them is told."""
-        while self._next_waiting():
-            training = self._waiting.popleft()
-            self._end(training, Trained(training.job.key))
 
     async def close(self, stop: bool = False) -> None:
         """No more trainings come; `stop` ends those that are there."""

@@ -90,8 +90,6 @@ class StudySearcher(Searcher):
         self.max_params = max_params
         self.checkpoints = checkpoints
         self._running: dict[str, _Running] = {}
-        self._draws_ahead = False
-        """Not before the first trials are under way, so that none overtakes them."""
         if not self.study.trials and of_space.space.default is not None:
             self.study.enqueue_trial(of_space.space.default_params(task))
 
@@ -99,8 +97,8 @@ class StudySearcher(Searcher):
         while not self.progress.finished and self.pool.error is None:
             if self.progress.num_usable + len(self._running) >= self.progress.num_trials:
                 return None  # enough are under way; one that fails will be replaced
-            if len(self._running) >= self.pool.num_groups + self._draws_ahead:
-                return None  # one is drawn ahead; more would be drawn knowing less
+            if len(self._running) >= self.pool.num_groups:
+                return None  # what is drawn ahead of time is drawn knowing less
             trial = self.study.ask()
             running = _Running(trial, self.of_space)
             try:
@@ -156,7 +154,6 @@ class StudySearcher(Searcher):
         elif "checkpoint" in row:
             self.watcher.checkpointed(running.number, row["checkpoint"])
         elif not running.history or row["epoch"] > running.history[-1]["epoch"]:  # Tune repeats the last result
-            self._draws_ahead = True
             running.history.append(row)
             if row["epoch"] not in running.reported:  # before an interruption
                 running.trial.report(row["best_val_metric"], row["epoch"])
@@ -170,7 +167,7 @@ class StudySearcher(Searcher):
             self.on_trial_result(trial_id, result)  # the result that ASHA stopped a trial at comes only here
         running = self._running.pop(trial_id)
         if self.progress.finished and not (error or running.history or running.failure):
-            # It was drawn ahead, and did not begin: a later session may run it.
+            # It was drawn, and did not begin: a later session may run it.
             put_back(self.study, running.trial)
             self.watcher.trial_put_back(running.number)
             return

@@ -43,8 +43,7 @@ def run_trial(config: dict[str, Any], desk: Any, decisive: frozenset[int] | None
                 # Tune has decided by now: a trial that it stops does not come back from `send`.
                 desk.judge.remote(key, message.rows[-1]["epoch"])
             else:
-                if message.failure:
-                    send([{"failure": message.failure, "seconds": message.seconds}])
+                send([{"failure": message.failure, "seconds": message.seconds}])
                 return
     finally:
         desk.drop.remote(key)

@@ -19,14 +19,11 @@ from cifar_ray.search.trial import ROWS, run_trial
 class Stopper(tune.Stopper):
     """Ends each trial with its first report after the time is up, or before it begins, and all of them on Ctrl-C."""
 
-    def __init__(self, progress: Progress, desk: Any) -> None:
+    def __init__(self, progress: Progress) -> None:
         self.progress = progress
-        self.desk = desk
         self.interrupted = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        if self.progress.out_of_time:
-            self.desk.send_back.remote()
         return self.progress.out_of_time if result.get(ROWS) else self.progress.finished
 
     def stop_all(self) -> bool:
@@ -67,11 +64,11 @@ def run_search(searcher: StudySearcher, max_epochs: int, storage: Path) -> None:
         KeyboardInterrupt: Ctrl-C ended it; what was running is left to a later session.
         Exception: the workers of the pool were lost again and again; that of the last time.
     """
-    pool, stopper = searcher.pool, Stopper(searcher.progress, searcher.pool.desk)
+    pool, stopper = searcher.pool, Stopper(searcher.progress)
     # With one pending trial at a time, its default, Tune starts one process after another. Where trials are shorter
     # than that takes it never had a second one: the first process, free again, took the trial that the second was
     # being started for, and that one was stopped.
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(pool.num_groups + 1)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(pool.num_groups)
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     # Workers that train together wait for the verdict on every epoch, so that all of them end after the same one.
     decisive = frozenset(rungs(max_epochs)) if pool.workers_per_model == 1 else None
@@ -82,7 +79,9 @@ def run_search(searcher: StudySearcher, max_epochs: int, storage: Path) -> None:
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             num_samples=-1,
-            max_concurrent_trials=pool.num_groups + 1,  # one is at the desk before a worker is free
+            # Not one more, to be at the desk before a worker is free: Tune keeps the process of a trial that has ended
+            # only for one that waits for a process, and would start a process for each trial.
+            max_concurrent_trials=pool.num_groups,
             reuse_actors=True,
             scheduler=make_asha(max_epochs, searcher.study),
             trial_dirname_creator=lambda trial: trial.trial_id,
@@ -105,8 +104,8 @@ def run_search(searcher: StudySearcher, max_epochs: int, storage: Path) -> None:
 class _DropAtTheDesk(tune.Callback):
     """Tells the desk of trials that have ended.
 
-    One whose process was killed cannot do so itself. Nor can one that ASHA stopped, until Tune uses its process again:
-    which may be for the next trial that a worker takes, who would wait for this one's verdict until then.
+    One whose process was killed cannot do so itself; one that ASHA stopped can, but not before Tune uses its process
+    again, and its worker would wait for a verdict until then.
     """
 
     def __init__(self, pool: Pool) -> None:

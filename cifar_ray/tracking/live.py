@@ -96,7 +96,7 @@ class SearchWatch:
             parts.append(f"best {self.best[0]:.4f} {self.best[1]}")
         if done:
             parts.append(f"{60 * done / elapsed:.3g}/min")
-        parts.append(f"{min(len(self.running), self.slots)} running")  # one more is drawn ahead, for the next free slot
+        parts.append(f"{min(len(self.running), self.slots)} running")  # one more may be drawn, for the next free slot
         return PART.join(parts)
 
 

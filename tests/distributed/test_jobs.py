@@ -109,21 +109,6 @@ def test_a_judged_training_waits_after_its_decisive_epochs_alone() -> None:
     run(story())
 
 
-def test_a_training_in_line_is_sent_back_and_one_under_way_goes_on() -> None:
-    async def story() -> None:
-        desk = Desk(judged=True)
-        seat = Seat(0, await desk.begin(GROUPS))
-        for key in "ab":
-            await desk.submit(replace(job(key), decisive=frozenset()))
-        await desk.next_job(seat, 0)
-        await desk.send_back()
-        assert await desk.next_message("b") == Trained("b")
-        assert await desk.report(seat, "a", 1, [row(1)])
-        await waits(desk.next_job(seat, 1))
-
-    run(story())
-
-
 def test_a_training_that_nobody_wants_any_more_is_not_begun() -> None:
     async def story() -> None:
         desk = Desk(judged=True)

@@ -211,7 +211,7 @@ class SimulatedSearch:
         task = Task(10, 1, 8, WORK.num_train, "cpu")
         pool = Pool(None, WORK.slots)
         self.searcher = StudySearcher(SpaceStudy(space, study), task, seed, self.progress, pool, Mock())
-        self.stopper = Stopper(self.progress, Mock())
+        self.stopper = Stopper(self.progress)
         self.up_at: float | None = None
         """When the time was up, and something was there to train."""
         self.begun_at: list[float] = []
@@ -319,7 +319,7 @@ def searcher_with(end_s: float, epoch_s: float, now: list[float]) -> tuple[Study
     searcher = StudySearcher(SpaceStudy(space, study), task, 0, progress, Pool(None, 2), Mock())
     for name in "ab":
         assert isinstance(searcher.suggest(name), dict)
-    return searcher, Stopper(progress, Mock())
+    return searcher, Stopper(progress)
 
 
 def epoch(train_s: float) -> dict[str, Any]:
