@@ -61,7 +61,7 @@ def main() -> None:
         ray_session(temp, num_cpus=cpus),
     ):
         study = open_study(Path(run) / "study.journal", "hopeless", RandomSampler, seed=0)
-        watch = SearchWatch(RunFolder(Path(run)), console, num_trials, cpus // 2, {})
+        watch = SearchWatch(RunFolder(Path(run)), console, num_trials, {})
         of_space, progress = SpaceStudy(Space("hopeless", hopeless), study), Progress([], num_trials)
         settings = TrialSettings([ray.put(data.training_arrays())], 10, MAX_EPOCHS, MAX_EPOCHS, "auc", 1)  # has no ties
         workers = Workers(cpus, 2, {"CPU": 1, "GPU": 0})

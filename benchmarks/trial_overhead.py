@@ -49,7 +49,7 @@ def main() -> None:
         ray_session(temp, num_cpus=SLOTS),
     ):
         study = open_study(Path(run) / "study.journal", "trivial", tpe, seed=0)
-        watch = SearchWatch(RunFolder(Path(run)), console, NUM_TRIALS, SLOTS, {})
+        watch = SearchWatch(RunFolder(Path(run)), console, NUM_TRIALS, {})
         space = Space("trivial", trivial)
         settings = TrialSettings([ray.put(data.training_arrays())], 10, 3, 3, "accuracy", 1)
         began = time.monotonic()

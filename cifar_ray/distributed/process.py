@@ -1,7 +1,6 @@
 """What processes that train have in common: data and weights, and a state that every training finds alike."""
 
 import ctypes
-import os
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -118,8 +117,6 @@ class Process:
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = False
         torch.set_grad_enabled(True)
-        if "TUNE_ORIG_WORKING_DIR" in os.environ:
-            os.chdir(os.environ["TUNE_ORIG_WORKING_DIR"])
 
     def load_data(
         self, ref: "ray.ObjectRef[dict[str, np.ndarray]]", num_classes: int, device: torch.device

@@ -44,16 +44,18 @@ class Processes:
     def start(self) -> None:
         """Start what is not there, and do not wait for it; everything here does so by itself."""
         while len(self._actors) < self.workers.num_workers:
-            self._actors.append(None)
-            self._up.append(None)
-            self.replace(len(self._actors) - 1)
+            actor = self._start_one()
+            self._actors.append(actor)
+            self._up.append(actor.call.remote(_import_all))
+
+    def _start_one(self) -> Any:
+        resources = self.workers.resources
+        return _Process.options(num_cpus=resources["CPU"], num_gpus=resources["GPU"]).remote()  # type: ignore[attr-defined]
 
     def replace(self, index: int) -> None:
         """Start a process in the place of one that is there no more, or that nobody trusts any more."""
-        if (actor := self._actors[index]) is not None:
-            ray.kill(actor)
-        resources = self.workers.resources
-        self._actors[index] = _Process.options(num_cpus=resources["CPU"], num_gpus=resources["GPU"]).remote()  # type: ignore[attr-defined]
+        ray.kill(self._actors[index])
+        self._actors[index] = self._start_one()
         self._up[index] = self.call(index, _import_all)
 
     def release(self) -> None:
@@ -77,8 +79,8 @@ class Processes:
     def up(self) -> list[int]:
         """Which processes are up: at least one, and the others that are there soon after it."""
         self.start()
-        first, _ = ray.wait(self._up)
-        there, _ = ray.wait(self._up, num_returns=len(self._up), timeout=PATIENCE_S) if first else ([], [])
+        ray.wait(self._up)
+        there, _ = ray.wait(self._up, num_returns=len(self._up), timeout=PATIENCE_S)
         return [index for index, ref in enumerate(self._up) if ref in there]
 
     def call_all(self, function: Callable[..., Any], *args: Any) -> list[Any]:

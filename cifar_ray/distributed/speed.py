@@ -50,8 +50,8 @@ def bf16_speedup(config: TrialConfig, settings: TrialSettings) -> float | None:
     return speeds["bf16"] / speeds["fp32"]
 
 
-def measure_speed(config: TrialConfig, settings: TrialSettings, seconds: float = MEASURED_S) -> tuple[Speed, float]:
-    """Time `config` in this process, for some `seconds` what is trained and what is validated.
+def measure_speed(config: TrialConfig, settings: TrialSettings) -> tuple[Speed, float]:
+    """Time `config` in this process: what is trained, and what is validated.
 
     Returns:
         Its speed, and what the process holds in memory afterwards, in MB.
@@ -62,9 +62,9 @@ def measure_speed(config: TrialConfig, settings: TrialSettings, seconds: float =
     # A head is validated on so many features in no time.
     val_inputs = images if training.part is model else training.val_inputs
     speed = Speed(
-        train=_images_per_s(partial(_train_batches, training), seconds),
-        val=_images_per_s(partial(_eval, training.part, val_inputs), seconds),
-        test=_images_per_s(partial(_eval, model, images), seconds),
+        train=_images_per_s(partial(_train_batches, training), MEASURED_S),
+        val=_images_per_s(partial(_eval, training.part, val_inputs), MEASURED_S),
+        test=_images_per_s(partial(_eval, model, images), MEASURED_S),
         feature_views=len(training.features.train) if training.features else 0,
     )
     return speed, psutil.Process().memory_info().rss / 1e6

@@ -198,7 +198,7 @@ def _search(
     ]
     checkpoints = _trial_checkpoints(run.folder, console, of_spaces)
     earlier = [record for study in studies for record in study_records(study)]
-    watch = SearchWatch(run.folder, console, settings.trials, processes.workers.num_groups, domains, earlier)
+    watch = SearchWatch(run.folder, console, settings.trials, domains, earlier)
     done: list[Row] = []
     try:
         with contextlib.ExitStack() as stack:

@@ -20,7 +20,6 @@ class SearchWatch:
         run: RunFolder,
         console: Console,
         num_trials: int,
-        slots: int,
         domains: Mapping[str, Domain],
         finished: Sequence[Row] = (),
     ) -> None:
@@ -30,14 +29,12 @@ class SearchWatch:
             run: where the records go.
             console: shows the live line.
             num_trials: trials wanted, those of earlier sessions included.
-            slots: trials that may run side by side.
             domains: of every parameter that a trial may draw, as far as is known.
             finished: records of trials that an earlier session of the run finished; their files are there.
         """
         self.run = run
         self.console = console
         self.num_trials = num_trials
-        self.slots = slots
         self.began = time.monotonic()
         self.running: dict[int, list[Row]] = {}
         self.states = dict.fromkeys(State, 0)
@@ -96,7 +93,7 @@ class SearchWatch:
             parts.append(f"best {self.best[0]:.4f} {self.best[1]}")
         if done:
             parts.append(f"{60 * done / elapsed:.3g}/min")
-        parts.append(f"{min(len(self.running), self.slots)} running")  # one more may be drawn, for the next free slot
+        parts.append(f"{len(self.running)} running")
         return PART.join(parts)
 
 

@@ -119,7 +119,7 @@ def test_the_live_line_of_a_search_fits_the_terminal(
     terminal: Callable[[int], Terminal], tmp_path: Path, columns: int, shown: str
 ) -> None:
     screen = terminal(columns)
-    watch = SearchWatch(RunFolder(tmp_path), screen.console, 500, 2, {})
+    watch = SearchWatch(RunFolder(tmp_path), screen.console, 500, {})
     watch.states = {"complete": 67, "pruned": 45, "infeasible": 1012, "failed": 3}
     watch.best = (0.625, "trial-0112")
     watch.began -= 3600 * 112 / 388

@@ -156,18 +156,11 @@ def broken() -> FinalModel:
     return model
 
 
-def test_a_training_that_breaks_is_failed_and_its_process_replaced(
-    hardware: Any, digit_arrays: dict[str, np.ndarray]
+@pytest.mark.parametrize("num_ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_training_that_breaks_or_takes_its_workers_along_twice_is_failed_and_the_next_one_is_not(
+    hardware: Any, digit_arrays: dict[str, np.ndarray], num_ranks: int
 ) -> None:
-    trained, epochs = train([broken(), final_model(1)], digit_arrays, Workers(1, 1, {"CPU": 1, "GPU": 0}))
-    assert str(trained["default-seed0"].failure).startswith("TypeError: ")
-    assert trained["default-seed1"].failure is None and epochs == MAX_EPOCHS
-
-
-@pytest.mark.slow
-def test_a_training_that_takes_its_workers_along_twice_is_failed_and_the_others_are_not(
-    hardware: Any, digit_arrays: dict[str, np.ndarray]
-) -> None:
-    trained, epochs = train([broken(), final_model(1)], digit_arrays, Workers(2, 2, {"CPU": 1, "GPU": 0}))
+    workers = Workers(num_ranks, num_ranks, {"CPU": 1, "GPU": 0})
+    trained, epochs = train([broken(), final_model(1)], digit_arrays, workers)
     assert str(trained["default-seed0"].failure).startswith("TypeError: ")
     assert trained["default-seed1"].failure is None and epochs == MAX_EPOCHS

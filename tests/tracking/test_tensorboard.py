@@ -67,7 +67,7 @@ def record(number: int, params: dict[str, Any], state: str = "complete", epochs:
 
 
 def watch_run(root: Path, domains: dict[str, Domain], finished: Sequence[dict[str, Any]] = ()) -> SearchWatch:
-    return SearchWatch(RunFolder(root), Console(io.StringIO()), 10, 2, domains, finished)
+    return SearchWatch(RunFolder(root), Console(io.StringIO()), 10, domains, finished)
 
 
 def run_trial(watch: SearchWatch, ended: dict[str, Any]) -> None:
