@@ -115,5 +115,5 @@ def refused_by_ray(
     refused: Callable[..., str], hardware: object, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., str]:
     """As `refused`, for what is found once Ray has started: with the Ray session of all tests instead of one more."""
-    monkeypatch.setattr("cifar_ray.driver.stages.ray_session", lambda folder: contextlib.nullcontext(hardware))
+    monkeypatch.setattr("cifar_ray.driver.start.ray_session", lambda folder: contextlib.nullcontext(hardware))
     return refused

@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -137,7 +137,11 @@ def test_a_search_space_imports_optuna_and_config_alone(path: Path) -> None:
 
 def packages_loaded_by_importing(layers: set[str]) -> set[str]:
     """Top-level packages in a fresh Python after an import of every module of these layers."""
-    lines = [f"import cifar_ray.{name}" for name in MODULES if layer_of(name) in layers]
+    return packages_loaded_by(name for name in MODULES if layer_of(name) in layers)
+
+
+def packages_loaded_by(modules: Iterable[str]) -> set[str]:
+    lines = [f"import cifar_ray.{name}" for name in modules]
     code = "\n".join([*lines, "import sys", "print(*{name.split('.')[0] for name in sys.modules})"])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert done.returncode == 0, done.stderr
@@ -153,3 +157,8 @@ def test_training_and_what_it_needs_load_neither_ray_nor_optuna() -> None:
     loaded = packages_loaded_by_importing(set(LAYERS[LAYERS.index("training") :]))
     assert "torch" in loaded
     assert not loaded & (RAY | OPTUNA)
+
+
+def test_what_a_run_does_before_ray_is_up_does_not_load_torch() -> None:
+    """It takes seconds, in which the workers import it too, once they are there."""
+    assert not packages_loaded_by(["driver.tune", "driver.train", "driver.ablate"]) & (TORCH | {"sklearn", "scipy"})

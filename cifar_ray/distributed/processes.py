@@ -141,6 +141,8 @@ class _Process:
 
 def _import_all() -> None:
     """Import what all that follows needs, while the driver is at other things."""
+    import torch._dynamo  # noqa: F401 - a process's first optimizer does so
+
     import cifar_ray.distributed.rank
     import cifar_ray.distributed.speed  # noqa: F401
 

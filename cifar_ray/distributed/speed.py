@@ -59,14 +59,13 @@ def measure_speed(config: TrialConfig, settings: TrialSettings) -> tuple[Speed, 
     training = _training(config, settings)
     model = training.model
     images = training.data.val_images[: model.eval_batch_size]
-    # A head is validated on so many features in no time.
-    val_inputs = images if training.part is model else training.val_inputs
-    speed = Speed(
-        train=_images_per_s(partial(_train_batches, training), MEASURED_S),
-        val=_images_per_s(partial(_eval, training.part, val_inputs), MEASURED_S),
-        test=_images_per_s(partial(_eval, model, images), MEASURED_S),
-        feature_views=len(training.features.train) if training.features else 0,
-    )
+    train = _images_per_s(partial(_train_batches, training), MEASURED_S)
+    test = _images_per_s(partial(_eval, model, images), MEASURED_S)
+    if training.features is None:
+        speed = Speed(train, val=test, test=test)
+    else:  # a head is validated on so many features in no time
+        val = _images_per_s(partial(_eval, training.part, training.val_inputs), MEASURED_S)
+        speed = Speed(train, val, test, feature_views=len(training.features.train))
     return speed, psutil.Process().memory_info().rss / 1e6
 
 

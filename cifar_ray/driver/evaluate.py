@@ -16,7 +16,8 @@ from cifar_ray.data.decode import Images
 from cifar_ray.data.labelled import load_labelled, split_fingerprint
 from cifar_ray.data.splits import load_data
 from cifar_ray.driver.run import Run
-from cifar_ray.driver.stages import begin, describe_data, note_test_reading, recorded, started
+from cifar_ray.driver.stages import begin, note_test_reading, recorded
+from cifar_ray.driver.start import describe_data, started
 from cifar_ray.errors import InputError, one_line
 from cifar_ray.evaluation.evaluate import Group, evaluate
 from cifar_ray.models.saved import SavedModel

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from cifar_ray.cli.flags import NamedSettings
+from cifar_ray.cli.flags import AblateSettings, NamedSettings
 from cifar_ray.config import Precision, ResNetConfig, Task, TrialConfig, trial_config, with_values
 from cifar_ray.errors import InputError
 from cifar_ray.presets import PRESETS, preset
 from cifar_ray.results.config_json import TO_TRAIN_AGAIN, Card, read_config
 from cifar_ray.results.records import read_name
+from cifar_ray.search.design import Design, make_design
 
 DEFAULT_DATA, DEFAULT_MAX_EPOCHS, DEFAULT_METRIC = "cifar10", 30, "accuracy"
 """Of a model that no --config says otherwise of."""
@@ -89,6 +90,15 @@ def named_configs(
         for name, config in configs.items()
     }
     return {name: replace(config, precision=precision or config.precision) for name, config in configs.items()}
+
+
+def design_of(
+    settings: AblateSettings, task: Task, saved: Sequence[Saved], precision: Precision | None = None
+) -> Design:
+    """The design of an ablation of the one configuration that is named."""
+    assert settings.max_epochs is not None
+    (base,) = named_configs(settings, task, saved, precision).values()
+    return make_design(base, settings.vary, settings.cross, task, settings.max_epochs)
 
 
 def _with_weights(name: str, config: TrialConfig, weights: str | None) -> TrialConfig:

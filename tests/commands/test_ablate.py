@@ -203,7 +203,7 @@ def test_a_dry_run_shows_the_design_and_trains_nothing(
     hardware: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("cifar_ray.driver.stages.ray_session", lambda folder: contextlib.nullcontext(hardware))
+    monkeypatch.setattr("cifar_ray.driver.start.ray_session", lambda folder: contextlib.nullcontext(hardware))
     flags = ["--data", "digits", "--vary", "norm=batch", "--vary", "norm-placement=before_conv", "--preset", "mish-cnn"]
     assert main([*flags, "--seeds", "3", "--dry-run"]) == 0
     out = capfd.readouterr().out

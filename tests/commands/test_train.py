@@ -23,7 +23,8 @@ from cifar_ray.distributed.workers import FinalModel
 from cifar_ray.driver import finals
 from cifar_ray.driver.named import named_configs, read_saved
 from cifar_ray.driver.run import Run
-from cifar_ray.driver.stages import describe_data, finish
+from cifar_ray.driver.stages import finish
+from cifar_ray.driver.start import describe_data
 from cifar_ray.driver.train import train
 from cifar_ray.errors import InputError
 from cifar_ray.models.classifier import has_bf16
@@ -209,7 +210,7 @@ def test_a_preset_is_shown_as_the_json_that_config_takes(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("cifar_ray.driver.stages.started", None)  # nothing begins
+    monkeypatch.setattr("cifar_ray.driver.start.started", None)  # nothing begins
     task = Task(10, 3, 32, 1000, "cuda" if torch.cuda.is_available() else "cpu")
     for name in PRESETS:
         assert trial_config(shown(capsys, "--preset", name), "shown") == preset(name, task)

@@ -21,7 +21,7 @@ from cifar_ray.config import Task
 from cifar_ray.data.splits import load_data
 from cifar_ray.distributed.hardware import Hardware, Node, Workers
 from cifar_ray.driver.run import Phases, Run, sigterm_as_ctrl_c
-from cifar_ray.driver.stages import describe_data, load_run_data, make_task
+from cifar_ray.driver.start import describe_data, load_run_data, make_task
 from cifar_ray.errors import InputError
 
 HARDWARE = Hardware("cpu", "some processor", 2, 0, (Node(2, 0),))

@@ -11,7 +11,7 @@ from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
 from cifar_ray.cli.flags import TuneSettings
-from cifar_ray.driver.tune import _final_models
+from cifar_ray.driver.search import _final_models
 from cifar_ray.errors import InputError
 from cifar_ray.results.ranking import finalists
 from cifar_ray.search.samplers import tpe

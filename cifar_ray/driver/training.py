@@ -1,0 +1,81 @@
+"""What `python -m cifar_ray.train` does once Ray is up."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import ray
+
+from cifar_ray.cli.console import Console
+from cifar_ray.cli.flags import TrainSettings
+from cifar_ray.config import TrialConfig
+from cifar_ray.data.splits import DataSplits
+from cifar_ray.distributed.process import TrialSettings
+from cifar_ray.distributed.processes import Processes
+from cifar_ray.distributed.workers import FinalModel
+from cifar_ray.driver.named import Saved, named_configs
+from cifar_ray.driver.probe import measure_speeds, settle_precision
+from cifar_ray.driver.run import Run, check_batch_sizes
+from cifar_ray.driver.stages import begin, finish, make_workload, recorded, share_weights
+from cifar_ray.driver.start import describe_data, make_task
+from cifar_ray.text import duration
+from cifar_ray.training.seeds import derived_seed
+
+
+def train_named(
+    run: Run[TrainSettings],
+    console: Console,
+    data: DataSplits,
+    processes: Processes,
+    storage: Path,
+    saved: Sequence[Saved],
+) -> int:
+    """Train the models, evaluate and report them; return the exit code."""
+    settings = run.settings
+    assert settings.max_epochs is not None
+    workers = processes.workers
+    task = make_task(run, data, workers.device)
+    configs = named_configs(settings, task, saved)
+    check_batch_sizes(workers, settings.workers_flag, configs.items())
+    shared = TrialSettings(
+        data=[ray.put(data.training_arrays())],
+        num_classes=task.num_classes,
+        max_epochs=settings.max_epochs,
+        patience=settings.patience,
+        metric=str(settings.metric),
+        num_threads=settings.cpus_per_trial,
+        pretrained=share_weights(run, console, configs.values()),
+    )
+    precision = settle_precision(run, console, processes, next(iter(configs.values())), shared)
+    configs = named_configs(settings, task, saved, precision)
+    models = _named_models(settings, configs, saved)
+    families = {config.family for config in configs.values()}
+    work = make_workload(workers, data, settings.max_epochs, settings.seeds, num_on_corrupted=len(families))
+    speeds = [measure_speeds(processes, config, shared)[0] for config in configs.values()]
+    whole = work.finals_s(speeds) + work.evaluation_s(speeds)
+    console.line(f"estimate    {duration(whole)} for {len(models)} models")
+    begin(run, console, describe_data(data))
+    with recorded(run, console, storage, "finals") as rows:
+        rows += finish(run, console, processes, storage, data, shared, models)
+    return 0 if rows else 1
+
+
+def _named_models(
+    settings: TrainSettings, configs: Mapping[str, TrialConfig], saved: Sequence[Saved]
+) -> list[FinalModel]:
+    """The models of `--preset` and `--config`, all their seeds.
+
+    The first seed of a saved model is the one that it was trained with.
+    """
+    recorded = {one.name: one.card.get("training_seed") for one in saved}
+    return [
+        FinalModel(name, None, index, _training_seed(settings.seed, name, index, recorded.get(name)), config)
+        for name, config in configs.items()
+        for index in range(settings.seeds)
+    ]
+
+
+def _training_seed(seed: int, name: str, seed_index: int, recorded: int | None) -> int:
+    if seed_index == 0 and recorded is not None:
+        return recorded
+    return derived_seed(seed, zlib.crc32(name.encode()), seed_index)
