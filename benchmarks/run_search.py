@@ -12,13 +12,14 @@ accuracy of the best sampled configuration against the default recipe.
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
 
 from cifar_ray.reporting.parts import difference_text, score_text
 from cifar_ray.results.recorded_run import Records
-from cifar_ray.results.records import DEFAULT, RunFolder, slot_seconds
+from cifar_ray.results.records import DEFAULT, RunFolder
 from cifar_ray.results.statistics import compare
 
 KINDS = {"ray::_Process": "worker", "ray::RayTrainWorker": "worker", "ray::ImplicitFunc": "trial"}
@@ -61,9 +62,11 @@ def main() -> None:
     print(f"versions   {', '.join(f'{package} {number}' for package, number in about['versions'].items())}")
     print(f"wall       {wall:.1f} s from start to end of the process")
     print("phases     " + ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in about["phases_s"].items()))
-    slot_s = about["device"]["slots"] * about["phases_s"]["search"]
-    kinds = slot_seconds(trials, slot_s)
-    print("slot time  " + ", ".join(f"{kind} {100 * seconds / slot_s:.1f} %" for kind, seconds in kinds.items()))
+    by_phase = records.slot_seconds
+    for phase, kinds in {**by_phase, "all": sum(map(Counter, by_phase.values()), Counter())}.items():
+        slot_s = sum(kinds.values())
+        shares = ", ".join(f"{kind} {100 * seconds / slot_s:.1f} %" for kind, seconds in kinds.items())
+        print(f"slots      {phase}: {shares}")
     epochs = sum(trial["epochs"] for trial in trials)
     print(f"trials     {len(trials)} trials, {epochs} epochs of {len(trials) * about['settings']['max_epochs']}")
     print("memory     " + ", ".join(f"{kind} {peak:.0f} MB" for kind, peak in peaks.items()) + " at the peak (PSS)")

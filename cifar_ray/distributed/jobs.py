@@ -85,7 +85,7 @@ class Trained:
     """Of the best weights, on the training images without augmentation."""
     num_params: int | None = None
     seconds: dict[str, float] | None = None
-    """Of the worker's slot, where it is a failure that the worker tells of; see `rank.SlotClock`."""
+    """Of the worker's slot, see `rank.SlotClock`; None where the worker was lost, and could not tell."""
     failure: str | None = None
     kept: dict[int, Kept] = field(default_factory=dict)
     """By the job's `kept_patiences`."""

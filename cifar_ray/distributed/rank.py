@@ -79,7 +79,7 @@ def work(orders: Orders, seat: Seat, ranks: Ranks, device: torch.device) -> None
                 ray.get(orders.desk.post.remote(seat, failed))
             raise
         if ranks.rank == 0 and trained is not None:
-            ray.get(orders.desk.post.remote(seat, trained))
+            ray.get(orders.desk.post.remote(seat, replace(trained, seconds=clock.read())))
         del trained
         if ranks.world_size > 1:
             gc.collect()  # a model under DDP is part of a cycle, and would stay in the memory of the device
@@ -199,7 +199,7 @@ def train(job: Job, data: DeviceData, orders: Orders, seat: Seat, ranks: Ranks, 
     except _StoppedError:
         return None
     except (NonFiniteLossError, InputError) as error:  # raised on every rank alike
-        return Trained(job.key, failure=str(error), seconds=clock.read())
+        return Trained(job.key, failure=str(error))
     except (torch.OutOfMemoryError, MemoryError) as error:
         if ranks.world_size > 1:
             raise  # the other ranks may be waiting for this one
@@ -208,7 +208,7 @@ def train(job: Job, data: DeviceData, orders: Orders, seat: Seat, ranks: Ranks, 
         return None if orders.judged else _trained(job, outcome, data, ranks)
     gc.collect()
     torch.cuda.empty_cache()
-    return Trained(job.key, failure=failure, seconds=clock.read())
+    return Trained(job.key, failure=failure)
 
 
 def why_lost(error: Exception) -> tuple[str, bool]:

@@ -7,6 +7,7 @@ go through the final training and evaluation of every run. What is concluded fro
 
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -166,7 +167,7 @@ def _sweep(
             for lr in sweep.rates
         ]
     flat = [model for of_arm in models.values() for _, of_rate in of_arm for model in of_rate]
-    train_finals(folder, console, processes, storage, flat, shared, splits)
+    train_finals(folder, console, processes, storage, flat, shared, splits, partial(run.spend, "sweep"))
     rows: list[Row] = []
     own: dict[str, float] = {}
     for name, of_arm in models.items():

@@ -56,7 +56,7 @@ def evaluate_models(settings: EvaluateSettings) -> int:
             for one in given:
                 _copy(one, run.folder.model(one.saved.name))
             note_test_reading(run, console, groups[0].splits["test"], about["class_names"])
-            rows += evaluate(run.folder, groups, [], processes, console.status)
+            rows += evaluate(run.folder, groups, [], processes, console.status, partial(run.spend, "evaluation"))
             console.line(f"evaluation  {counted(len(rows), 'model')} scored in {duration(run.next_phase('report'))}")
     return 0
 

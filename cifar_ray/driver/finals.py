@@ -4,7 +4,7 @@ What is trained stands in `models/`, and the evaluation starts from there: a run
 is missing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,12 @@ def train_finals(
     models: Sequence[FinalModel],
     shared: TrialSettings,
     splits: Sequence[DataSplits],
+    spend: Callable[[Mapping[str, float]], None],
 ) -> None:
     """Train what of `models` is missing, and save each one as it comes, or why it failed.
 
-    `splits`: the data that they are trained on, as `FinalModel.split` counts it.
+    `splits`: the data that they are trained on, as `FinalModel.split` counts it. `spend` is told the seconds of each
+    training, by kind.
 
     One that an earlier session began goes on from its checkpoint. One that failed there is not tried again: with the
     same seed a non-finite loss would come again.
@@ -80,6 +82,7 @@ def train_finals(
             write_bytes(folder / CHECKPOINT, message.packed)
             return
         watch.model_ended(model.name)
+        spend(message.seconds or {})
         if message.failure:
             console.line(f"final training of {model.name} failed: {message.failure}")
             write_history(folder, epochs[model.name])  # of a loss that diverged it tells how

@@ -202,6 +202,12 @@ class Run(Generic[Settings]):
         self.save()
         return seconds
 
+    def spend(self, phase: str, seconds: Mapping[str, float]) -> None:
+        """Note seconds of a slot in a phase, by kind; see `records.slot_seconds`."""
+        spent = self.about.setdefault("slots_s", {}).setdefault(phase, {})
+        for kind, s in seconds.items():
+            spent[kind] = spent.get(kind, 0.0) + s
+
     def save(self) -> None:
         """Write run.json."""
         self.about["phases_s"] = self.phases.seconds

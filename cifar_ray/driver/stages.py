@@ -4,6 +4,7 @@ import contextlib
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def finish(
     # That of trials is for trials; an ablation has none.
     finals = replace(shared, patience=getattr(run.settings, "patience", None))
     splits = [data] if splits is None else splits
-    train_finals(folder, console, processes, storage, models, finals, splits)
+    train_finals(folder, console, processes, storage, models, finals, splits, partial(run.spend, "finals"))
     trained = [model.name for model in models if folder.is_saved(model.name)]
     failed = [
         failed_row(one, failure)
@@ -109,7 +110,8 @@ def finish(
             groups.append(Group(of_split, {"test": one.test, "val": one.val, "train": one.train}))
     if trained:
         note_test_reading(run, console, data.test, data.class_names)
-    rows = evaluate(folder, groups, failed, processes, console.status, scores_only)
+    spend = partial(run.spend, "evaluation")
+    rows = evaluate(folder, groups, failed, processes, console.status, spend, scores_only)
     console.line(f"evaluation  {len(rows)} models scored in {duration(run.next_phase('report'))}")
     return rows
 

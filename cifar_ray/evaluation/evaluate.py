@@ -1,6 +1,7 @@
 """The evaluation of the final models on the splits of the data, the sealed test split among them, and its records."""
 
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -61,6 +62,7 @@ def evaluate(
     failed: Sequence[Row],
     processes: Processes,
     tell: Callable[[str], None],
+    spend: Callable[[Mapping[str, float]], None],
     scores_only: bool = False,
 ) -> list[Row]:
     """Score saved models, time each configuration, and write the evaluation's records.
@@ -75,6 +77,7 @@ def evaluate(
         failed: rows of results.csv of those that have no model.
         processes: score side by side.
         tell: is told how far it has come.
+        spend: is told the seconds of slots, by kind.
         scores_only: neither time the configurations nor corrupt any images.
 
     Returns:
@@ -91,7 +94,7 @@ def evaluate(
 
     scored = [Group(group.names, _with_sample_of_train(group.splits)) for group in groups]
     on_corrupted = [] if scores_only else _on_corrupted(ranked)
-    measured = _measure(models, scored, on_corrupted, processes, tell, timed=not scores_only)
+    measured = _measure(models, scored, on_corrupted, processes, tell, spend, timed=not scores_only)
     scores, corrupted, latencies = measured
     rows = [row | _test_scores(scores[name]["test"]) for name, row in known.items()]
     rows = [row | (_speed(*latencies[row["config"]]) if latencies else {}) for row in rows]
@@ -189,6 +192,7 @@ def _measure(
     on_corrupted: Sequence[str],
     processes: Processes,
     tell: Callable[[str], None],
+    spend: Callable[[Mapping[str, float]], None],
     timed: bool,
 ) -> tuple[dict[str, dict[str, Score]], list[Row], dict[str, list[Latency]]]:
     """Score the models, and time the first one of each configuration.
@@ -213,13 +217,16 @@ def _measure(
         of_group = {name: models[name] for name in group.names}
         chosen = [name for name in on_corrupted if name in of_group]
         to_corrupt = _sample(group.splits["test"], MAX_CORRUPTED)
-        more, corrupted_more = score_models(processes, of_group, group.splits, chosen, to_corrupt, on_result)
+        more, corrupted_more, seconds = score_models(processes, of_group, group.splits, chosen, to_corrupt, on_result)
+        spend(seconds)
         scores |= more
         corrupted += corrupted_more
         if timed:
             tell("evaluation: timing on an otherwise idle node")
             by_config = {models[name].card["config_name"]: models[name] for name in group.names[::-1]}
+            began = time.monotonic()
             latencies |= time_alone(processes, by_config, group.splits["test"])
+            spend({"timing": processes.workers.num_groups * (time.monotonic() - began)})
     return scores, corrupted, latencies
 
 

@@ -6,6 +6,7 @@ One of them times the models afterwards: it is there, and has imported all that 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -57,7 +58,7 @@ def score_models(
     on_corrupted: Sequence[str],
     to_corrupt: Images,
     on_result: Callable[[str], None],
-) -> tuple[dict[str, dict[str, Score]], list[Row]]:
+) -> tuple[dict[str, dict[str, Score]], list[Row], dict[str, float]]:
     """Score every model on every split, and some of them under every corruption.
 
     Args:
@@ -69,7 +70,8 @@ def score_models(
         on_result: is told of each model and each corruption that is done: `model NAME` or `corruption NAME`.
 
     Returns:
-        Scores by model, then by split; and what `robustness.score_corrupted` returns.
+        Scores by model, then by split; what `robustness.score_corrupted` returns; and what it took, see
+        `records.EVALUATION_SECONDS`.
     """
     num_threads = int(processes.workers.resources["CPU"])
     split_refs = {name: ray.put(split) for name, split in splits.items()}
@@ -79,14 +81,18 @@ def score_models(
         refs = [ray.put([models[name] for name in on_corrupted]), ray.put(to_corrupt)]
         corruptions = {f"corruption {name}": (partial(_score_corrupted, name), refs) for name in (CLEAN, *CORRUPTIONS)}
     items = {key: (num_threads, *work) for key, work in {**scorings, **corruptions}.items()}
-    results = processes.map(_with_threads, items, on_result)
-    scores = {name: results[f"model {name}"] for name in models}
-    return scores, [row for key in corruptions for row in results[key]]
+    results = processes.map(_timed, items, on_result)
+    scores = {name: results[f"model {name}"][0] for name in models}
+    corrupted = [row for key in corruptions for row in results[key][0]]
+    spent = {"scoring": list(scorings), "corruptions": list(corruptions)}
+    return scores, corrupted, {kind: sum(results[key][1] for key in keys) for kind, keys in spent.items()}
 
 
-def _with_threads(num_threads: int, work: Callable[[Any], Any], refs: Any) -> Any:
+def _timed(num_threads: int, work: Callable[[Any], Any], refs: Any) -> tuple[Any, float]:
+    """What a work returns, and the seconds that it took."""
+    began = time.monotonic()
     PROCESS.reset(0, num_threads)
-    return work(refs)
+    return work(refs), time.monotonic() - began
 
 
 def _score(model: SavedModel, refs: Mapping[str, ray.ObjectRef[Images]]) -> dict[str, Score]:

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from cifar_ray.reporting.parts import Section, Table, with_unit
 from cifar_ray.results.ranking import best_value
 from cifar_ray.results.recorded_run import Records
-from cifar_ray.results.records import TRIAL_SECONDS, State, slot_seconds
+from cifar_ray.results.records import EVALUATION_SECONDS, TRIAL_SECONDS, State
 from cifar_ray.text import counted, decimals, duration, share, short
 
 STATE_MEANINGS = {
@@ -122,7 +122,7 @@ def _heads(records: Records) -> list[str]:
 
 
 def ledger(records: Records) -> Section:
-    """The wall-clock of the phases, and what the slot time of the search went to."""
+    """The wall-clock of the phases, and what the time of the slots went to."""
     section = Section("Where the time went")
     total = sum(records.phases.values())
     if total > 0:
@@ -132,16 +132,26 @@ def ledger(records: Records) -> Section:
         section.tables.append(
             Table(["phase", "wall-clock", "share"], rows, "Phases of the run.", shares=[*shares, 0.0])
         )
-    slots = records.device.get("slots") or 1
-    # A search that was cut short has not recorded its length: its last trial says how long it was at least.
-    search_s = records.phases.get("search") or max((one.get("ended_s") or 0.0 for one in records.trials), default=0.0)
-    if records.trials and search_s > 0:
-        slot_s = slots * search_s
-        seconds = slot_seconds(records.trials, slot_s)
-        what = {**TRIAL_SECONDS, "idle": "no trial in the slot: the search starts, or has no more trials for it"}
-        rows = [[kind, what[kind], duration(s), share(s, slot_s)] for kind, s in seconds.items()]
-        rows.append(["all", "", duration(slot_s), share(slot_s, slot_s)])
-        note = f"Slot time of the search: {counted(slots, 'slot')} x {duration(search_s)}."
-        shares = [max(s / slot_s, 0.0) for s in seconds.values()]
-        section.tables.append(Table(["slot time", "what", "sum", "share"], rows, note, 2, shares=[*shares, 0.0]))
+    if by_phase := records.slot_seconds:
+        section.tables.append(_slots(by_phase, records.device.get("slots") or 1))
     return section
+
+
+def _slots(by_phase: dict[str, dict[str, float]], num_slots: int) -> Table:
+    sums: Counter[str] = Counter()
+    for seconds in by_phase.values():
+        sums.update(seconds)
+    slot_s = sums.total()
+    idle = "nothing in the slot: the phase begins, or has no more for it"
+    kinds = {**TRIAL_SECONDS, **EVALUATION_SECONDS, "idle": idle}
+
+    def row(kind: str, what: str, seconds: list[float], total: float) -> list[str]:
+        return [kind, what, *(duration(s) if s else "-" for s in seconds), share(total, slot_s)]
+
+    shown = {kind: what for kind, what in kinds.items() if sums[kind]}
+    by_kind = {kind: [of.get(kind, 0.0) for of in by_phase.values()] for kind in shown}
+    rows = [row(kind, what, by_kind[kind], sums[kind]) for kind, what in shown.items()]
+    rows.append(row("all", "", [sum(of.values()) for of in by_phase.values()], slot_s))
+    note = f"Time of {counted(num_slots, 'slot')}, in each of which one model at a time is trained or scored."
+    columns = ["slot time", "what", *by_phase, "share"]
+    return Table(columns, rows, note, 2, shares=[*(sums[kind] / slot_s for kind in shown), 0.0])

@@ -29,6 +29,7 @@ from cifar_ray.results.records import (
     read_predictions,
     read_samples,
     read_trials,
+    slot_seconds,
 )
 from cifar_ray.results.statistics import METRIC_NAMES, Comparison, compare, image_scores
 
@@ -86,6 +87,17 @@ class Records:
     def phases(self) -> dict[str, float]:
         """Seconds of each phase that has come to its end."""
         return {name: s for name, s in (self.run.get("phases_s") or {}).items() if s is not None}
+
+    @property
+    def slot_seconds(self) -> dict[str, dict[str, float]]:
+        """Where the time of the slots went, by phase and kind, see `records.slot_seconds`."""
+        of_trials = [trial.get("seconds") or {} for trial in self.trials]
+        spent = {phase: [seconds] for phase, seconds in (self.run.get("slots_s") or {}).items()} | {"search": of_trials}
+        # A search that was cut short has not recorded its length: its last trial says how long it was at least.
+        ended_s = max((trial.get("ended_s") or 0.0 for trial in self.trials), default=0.0)
+        lengths = {"search": ended_s, **self.phases}
+        slots = self.device.get("slots") or 1
+        return {phase: slot_seconds(spent[phase], slots * s) for phase, s in lengths.items() if spent.get(phase) and s}
 
     # What the other files hold.
 

@@ -122,21 +122,28 @@ TRIAL_SECONDS = {
     "checkpoint": "what a trial would go on from is packed and sent",
     "scheduler": "an epoch is reported, and ASHA decides",
 }
-"""Kinds of the seconds of a trial's slot, from when the trial before it ended there."""
+"""Kinds of the seconds of a training's slot, from when the one before it ended there."""
+
+EVALUATION_SECONDS = {
+    "scoring": "a final model is scored on all splits",
+    "corruptions": "corrupted test images are made, and some models scored on them",
+    "timing": "one model at a time is timed, while nothing else runs on its node",
+}
+"""Kinds of the seconds of the slots in an evaluation."""
 
 
-def slot_seconds(trials: Iterable[Row], slot_s: float) -> dict[str, float]:
-    """Where the slot time of a search went, which is all of its slots times its length.
+def slot_seconds(spent: Iterable[Mapping[str, float]], slot_s: float) -> dict[str, float]:
+    """Where the slot time of a phase went, which is all of its slots times its length.
 
     Args:
-        trials: records of trials.jsonl.
+        spent: seconds by kind (:data:`TRIAL_SECONDS`, :data:`EVALUATION_SECONDS`).
         slot_s: the slot time in seconds.
 
     Returns:
-        Seconds by kind (:data:`TRIAL_SECONDS`), those without any left out, and `idle`, the rest: together `slot_s`.
+        Their sums, kinds without any left out, and `idle`, the rest: together `slot_s`.
     """
-    spent = [trial.get("seconds") or {} for trial in trials]
-    kinds = {kind: sum(seconds.get(kind, 0.0) for seconds in spent) for kind in TRIAL_SECONDS}
+    spent = list(spent)
+    kinds = {kind: sum(of.get(kind, 0.0) for of in spent) for kind in (*TRIAL_SECONDS, *EVALUATION_SECONDS)}
     idle = slot_s - sum(kinds.values())
     # Where Ray had a process ready before the one in whose place it came had ended, their seconds overlap.
     kinds["startup"] += min(idle, 0.0)

@@ -66,6 +66,11 @@ def test_presets_end_in_a_comparison_over_their_seeds(compared: Any) -> None:
     assert not (run / "study.journal").exists()
     about = json.loads((run / "run.json").read_text())
     assert about["kind"] == "train" and set(about["phases_s"]) == {"startup", "finals", "evaluation", "report"}
+    slots = about["device"]["slots"]
+    for phase, spent in about["slots_s"].items():
+        assert 0 < sum(spent.values()) <= slots * about["phases_s"][phase]
+    assert about["slots_s"]["finals"]["train"] == pytest.approx(sum(float(row["train_s"]) for row in rows))
+    assert set(about["slots_s"]) == {"finals", "evaluation"} and about["slots_s"]["evaluation"]["timing"] > 0
     assert done.stderr == ""
 
 

@@ -1,5 +1,6 @@
 """What an evaluation leaves in a run folder: two groups of small models, on real actors."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from cifar_ray.results.ranking import summarise
 from cifar_ray.results.records import (
     CLEAN,
     CORRUPTIONS,
+    EVALUATION_SECONDS,
     SEVERITIES,
     RunFolder,
     read_csv,
@@ -66,6 +68,7 @@ class Evaluated:
     groups: list[Group]
     rows: list[dict[str, Any]]
     told: list[str]
+    spent: list[Mapping[str, float]]
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +82,12 @@ def evaluated(hardware: Any, tmp_path_factory: pytest.TempPathFactory) -> Evalua
         Group(NAMES[2:], {"test": split(60, 16)}),
     ]
     told: list[str] = []
+    spent: list[Mapping[str, float]] = []
     with pytest.MonkeyPatch.context() as patch, Processes(WORKERS) as processes:
         patch.setattr(module, "MAX_TRAIN_IMAGES", 45)
         patch.setattr(module, "MAX_CORRUPTED", 30)
-        rows = evaluate(folder, groups, [FAILED], processes, told.append)
-    return Evaluated(folder, groups, rows, told)
+        rows = evaluate(folder, groups, [FAILED], processes, told.append, spent.append)
+    return Evaluated(folder, groups, rows, told, spent)
 
 
 def load_card(folder: RunFolder, model: str) -> dict[str, Any]:
@@ -110,6 +114,7 @@ def test_every_model_is_scored_on_the_splits_of_its_group(evaluated: Evaluated) 
                     expected = load_model(evaluated.folder.model(model))(images).softmax(1)
                 np.testing.assert_allclose(kept[model], expected, atol=1e-6)
                 np.testing.assert_array_equal(kept["labels"], group.splits[name].labels)
+    assert {kind for seconds in evaluated.spent for kind, s in seconds.items() if s > 0} == {*EVALUATION_SECONDS}
     counts = [int(text.split()[1].split("/")[0]) for text in evaluated.told if text.endswith("/3 models scored")]
     assert counts == sorted(counts) and {1, 2, 3} <= set(counts)
 
@@ -199,7 +204,7 @@ def test_of_each_family_and_each_default_the_best_seed_is_scored_on_corrupted_im
 
 def test_without_models_the_failures_are_all_that_is_recorded(tmp_path: Any) -> None:
     folder = RunFolder(tmp_path)
-    assert evaluate(folder, [], [FAILED], Processes(WORKERS), lambda text: None) == []
+    assert evaluate(folder, [], [FAILED], Processes(WORKERS), lambda text: None, lambda seconds: None) == []
     assert [row["model"] for row in read_csv(folder.results_csv)] == ["small-seed2"]
     assert not folder.predictions_npz.exists()
 

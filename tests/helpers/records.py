@@ -155,6 +155,10 @@ def run_record(num_test: int, class_names: list[str], metric: str = "accuracy") 
         "start": "2026-07-28T10:00:00+00:00",
         "end": "2026-07-28T10:02:31+00:00",
         "phases_s": {"startup": 6.2, "search": 78.4, "finals": 55.0, "evaluation": 11.3},
+        "slots_s": {
+            "finals": {"train": 80.0, "eval": 12.0},
+            "evaluation": {"scoring": 9.0, "corruptions": 6.0, "timing": 5.0},
+        },
     }
 
 

@@ -134,7 +134,7 @@ def test_no_second_of_the_slot_is_counted_twice(mixed: Any) -> None:
     records = list(study_records(study))
     counted = sum(sum(record["seconds"].values()) - record["seconds"]["startup"] for record in records)
     assert 0 < counted < recorder.search_s  # of one slot
-    spent = slot_seconds(records, recorder.search_s)
+    spent = slot_seconds([record["seconds"] for record in records], recorder.search_s)
     assert sum(spent.values()) == pytest.approx(recorder.search_s) and min(spent.values()) >= 0
     trained = [record for record in study_records(study) if record["state"] != "failed"]
     for record in trained:
