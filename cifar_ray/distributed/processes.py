@@ -7,6 +7,7 @@ they import and the data that they hold is paid for once. Models that several wo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -65,12 +66,17 @@ class Processes:
         self._actors.clear()
         self._up.clear()
 
-    def keep(self, index: int) -> None:
-        """End all but one, which is number 0 from now on."""
-        kept = self._actors.pop(index), self._up.pop(index)
-        self.release()
-        self._actors.append(kept[0])
-        self._up.append(kept[1])
+    def keep(self, indices: Sequence[int]) -> None:
+        """End all but these, which are numbered anew; the others are started again when they are next needed."""
+        kept = [(self._actors[index], self._up[index]) for index in indices]
+        for index in {*range(len(self._actors))} - {*indices}:
+            ray.kill(self._actors[index])
+        self._actors, self._up = [actor for actor, _ in kept], [up for _, up in kept]
+
+    def shrink(self, indices: Sequence[int]) -> None:
+        """End all but these, for good."""
+        self.keep(indices)
+        self.workers = replace(self.workers, num_workers=len(indices))
 
     def call(self, index: int, function: Callable[..., Any], *args: Any) -> ray.ObjectRef[Any]:
         """Call a function of a module in one process, after what it is at."""

@@ -6,6 +6,8 @@ in `tests/distributed/test_ray_internals.py`, not all that stands here.
 
 import os
 
+import psutil
+
 
 def read_environment_again() -> None:
     """Have Ray see in this process, too, what has changed in the environment since it was imported.
@@ -34,6 +36,13 @@ def num_cpus_here() -> int:
     quota = int(get_num_cpus(override_docker_cpu_warning=True))
     runs_on = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else quota
     return max(1, min(quota, runs_on))
+
+
+def free_memory_here() -> float:
+    """Bytes that this machine has left, or the container (cgroup 1 or 2) that this process is in, if that is less."""
+    from ray._private.utils import get_system_memory, get_used_memory
+
+    return float(min(psutil.virtual_memory().available, get_system_memory() - get_used_memory()))
 
 
 def accept_token_in_home() -> None:

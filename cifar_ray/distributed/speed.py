@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import psutil
+import ray
 import torch
 from torch import Tensor, nn
 
 from cifar_ray.config import ResNetConfig, TrialConfig
 from cifar_ray.distributed.process import PROCESS, TrialSettings, get_weights, granted_device
+from cifar_ray.distributed.ray_internals import free_memory_here
 from cifar_ray.models.classifier import Classifier, has_bf16
 from cifar_ray.training.features import Features
 from cifar_ray.training.loop import Training, eval_model
@@ -50,12 +52,20 @@ def bf16_speedup(config: TrialConfig, settings: TrialSettings) -> float | None:
     return speeds["bf16"] / speeds["fp32"]
 
 
-def measure_speed(config: TrialConfig, settings: TrialSettings) -> tuple[Speed, float]:
-    """Time `config` in this process: what is trained, and what is validated.
+@dataclass(frozen=True)
+class Memory:
+    """In MB, of a process and of what it runs on."""
 
-    Returns:
-        Its speed, and what the process holds in memory afterwards, in MB.
-    """
+    node: str
+    """Ray's id of it."""
+    own: float
+    """What this process holds, and shares with no other."""
+    free: float
+    """Of the node, or of its container."""
+
+
+def measure_speed(config: TrialConfig, settings: TrialSettings) -> tuple[Speed, Memory]:
+    """Time `config` in this process, what is trained and what is validated; and return what that holds in memory."""
     training = _training(config, settings)
     model = training.model
     images = training.data.val_images[: model.eval_batch_size]
@@ -66,7 +76,8 @@ def measure_speed(config: TrialConfig, settings: TrialSettings) -> tuple[Speed, 
     else:  # a head is validated on so many features in no time
         val = _images_per_s(partial(_eval, training.part, training.val_inputs), MEASURED_S)
         speed = Speed(train, val, test, feature_views=len(training.features.train))
-    return speed, psutil.Process().memory_info().rss / 1e6
+    node, own = ray.get_runtime_context().get_node_id(), psutil.Process().memory_full_info().uss
+    return speed, Memory(node, own / 1e6, free_memory_here() / 1e6)
 
 
 def _training(config: TrialConfig, settings: TrialSettings) -> Training:

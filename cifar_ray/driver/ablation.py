@@ -6,7 +6,7 @@ go through the final training and evaluation of every run. What is concluded fro
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -19,11 +19,12 @@ from cifar_ray.cli.flags import AblateSettings
 from cifar_ray.data.splits import DataSplits, redrawn
 from cifar_ray.distributed.process import TrialSettings
 from cifar_ray.distributed.processes import Processes
+from cifar_ray.distributed.speed import Speed
 from cifar_ray.distributed.workers import FinalModel
 from cifar_ray.driver.estimate import Workload
 from cifar_ray.driver.finals import train_finals
 from cifar_ray.driver.named import Saved, design_of
-from cifar_ray.driver.probe import measure_speeds, settle_precision
+from cifar_ray.driver.probe import fit_memory, measure_speeds, settle_precision
 from cifar_ray.driver.run import Run, check_batch_sizes
 from cifar_ray.driver.stages import begin, finish, make_workload, recorded, share_weights
 from cifar_ray.driver.start import describe_data, make_task
@@ -90,8 +91,11 @@ def train_arms(
     design = design_of(settings, task, saved, settle_precision(run, console, processes, design.base, shared))
     run.check_unchanged(arms={arm.name: arm.config.to_dict() for arm in design.arms})
     _show_design(console, design, settings)
-    work = make_workload(workers, data, settings.max_epochs, 1, num_on_corrupted=0)
-    whole = _estimate(design, settings, work, processes, shared)
+    timed = [arm for arm in design.trained if arm is design.trained[0] or arm.factor in TIMED_FACTORS]
+    speeds, memory = measure_speeds(processes, [arm.config for arm in timed], shared)
+    fit_memory(run, console, processes, memory)
+    work = make_workload(processes.workers, data, settings.max_epochs, 1, num_on_corrupted=0)
+    whole = _estimate(design, settings, work, {arm.name: speed for arm, speed in zip(timed, speeds, strict=True)})
     console.line(f"estimate    {duration(whole)}")
     if settings.time_budget is not None and run.phases.total + whole > settings.time_budget:
         raise InputError(
@@ -280,15 +284,13 @@ def _show_design(console: Console, design: Design, settings: AblateSettings) -> 
     )
 
 
-def _estimate(
-    design: Design, settings: AblateSettings, work: Workload, processes: Processes, shared: TrialSettings
-) -> float:
-    """Seconds that all of it takes, at most: as if every level that is swept had a learning rate of its own."""
+def _estimate(design: Design, settings: AblateSettings, work: Workload, timed: Mapping[str, Speed]) -> float:
+    """Seconds that all of it takes, at most: as if every level that is swept had a learning rate of its own.
+
+    `timed`: the base, and arms that may not be as fast, by name.
+    """
     arms = design.trained
-    base, _ = measure_speeds(processes, arms[0].config, shared)
-    timed = [arm for arm in arms if arm.factor in TIMED_FACTORS]
-    speeds = {arm.name: base for arm in arms}
-    speeds |= {arm.name: measure_speeds(processes, arm.config, shared)[0] for arm in timed}
+    speeds = {arm.name: timed.get(arm.name, timed[arms[0].name]) for arm in arms}
     asked = sweeps(design)
     swept = [speeds[sweep.arm.name] for sweep in asked for _ in range(len(sweep.rates) * SWEEP_SEEDS)]
     at_own_rates = [sweep.arm for sweep in asked[1:]]

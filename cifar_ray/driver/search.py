@@ -22,7 +22,7 @@ from cifar_ray.distributed.processes import Processes
 from cifar_ray.distributed.workers import FinalModel, Pool, open_pool
 from cifar_ray.driver.estimate import Clock, check_time_budget, estimate, shares
 from cifar_ray.driver.finals import read_checkpoint
-from cifar_ray.driver.probe import measure_speeds, settle_precision
+from cifar_ray.driver.probe import fit_memory, measure_speeds, settle_precision
 from cifar_ray.driver.run import Run, check_batch_sizes
 from cifar_ray.driver.stages import begin, finish, make_workload, recorded, share_weights
 from cifar_ray.driver.start import describe_data, make_task
@@ -77,16 +77,16 @@ def search(
     )
     precision = settle_precision(run, console, processes, spaces[0].default_config(task), shared)
     spaces = [replace(space, precision=precision) for space in spaces]
-    measured = [measure_speeds(processes, space.default_config(task), shared) for space in spaces]
-    speeds = [speed for speed, _ in measured]
+    speeds, memory = measure_speeds(processes, [space.default_config(task) for space in spaces], shared)
+    fit_memory(run, console, processes, memory, TRIAL_MB)
+    workers = processes.workers
     best_and_default = 2 * len(spaces)
     work = make_workload(workers, data, settings.max_epochs, settings.final_seeds, num_on_corrupted=best_and_default)
     console.line(estimate(settings, work, speeds))
     if not run.resumed:
         check_time_budget(run, work, speeds)
     if settings.dry_run:
-        memory_mb = max(memory_mb for _, memory_mb in measured)
-        _show_dry_run(console, workers, samples, settings, task, data, memory_mb)
+        _show_dry_run(console, workers, samples, settings, task, data, max(of.own for of in memory))
         return 0
     begin(run, console, describe_data(data))
     with recorded(run, console, storage, "search") as rows:

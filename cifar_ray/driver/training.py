@@ -14,7 +14,7 @@ from cifar_ray.distributed.process import TrialSettings
 from cifar_ray.distributed.processes import Processes
 from cifar_ray.distributed.workers import FinalModel
 from cifar_ray.driver.named import Saved, named_configs
-from cifar_ray.driver.probe import measure_speeds, settle_precision
+from cifar_ray.driver.probe import fit_memory, measure_speeds, settle_precision
 from cifar_ray.driver.run import Run, check_batch_sizes
 from cifar_ray.driver.stages import begin, finish, make_workload, recorded, share_weights
 from cifar_ray.driver.start import describe_data, make_task
@@ -50,8 +50,9 @@ def train_named(
     configs = named_configs(settings, task, saved, precision)
     models = _named_models(settings, configs, saved)
     families = {config.family for config in configs.values()}
-    work = make_workload(workers, data, settings.max_epochs, settings.seeds, num_on_corrupted=len(families))
-    speeds = [measure_speeds(processes, config, shared)[0] for config in configs.values()]
+    speeds, memory = measure_speeds(processes, configs.values(), shared)
+    fit_memory(run, console, processes, memory)
+    work = make_workload(processes.workers, data, settings.max_epochs, settings.seeds, num_on_corrupted=len(families))
     whole = work.finals_s(speeds) + work.evaluation_s(speeds)
     console.line(f"estimate    {duration(whole)} for {len(models)} models")
     begin(run, console, describe_data(data))

@@ -146,7 +146,7 @@ def time_alone(processes: Processes, models: Mapping[str, SavedModel], images: I
     there = processes.up()
     nodes = ray.get([processes.call(index, _node) for index in there])
     if node["NodeID"] in nodes:
-        processes.keep(there[nodes.index(node["NodeID"])])
+        processes.keep([there[nodes.index(node["NodeID"])]])
         with _held(node, processes.workers, but_for_one=True, patience_s=REST_S) as held:
             if held:
                 return ray.get(processes.call(0, _time, *args))

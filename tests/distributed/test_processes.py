@@ -48,9 +48,18 @@ def test_all_are_called_at_once_and_each_is_used_again(hardware: Any) -> None:
     with Processes(WORKERS) as processes:
         first, again = processes.call_all(os.getpid), processes.call_all(os.getpid)
         assert first == again and len(set(first)) == 2
-        processes.keep(1)
+        processes.keep([1])
         assert ray.get(processes.call(0, os.getpid)) == first[1]
         assert set(processes.call_all(os.getpid)) & set(first) == {first[1]}, "the other one is started anew"
+
+
+def test_those_that_are_not_wanted_any_more_stay_away(hardware: Any) -> None:
+    with Processes(WORKERS) as processes:
+        first = processes.call_all(os.getpid)
+        processes.shrink([1])
+        assert processes.call_all(os.getpid) == [first[1]]
+        assert processes.workers == Workers(1, 1, {"CPU": 1, "GPU": 0})
+        assert processes.map(work, {"a": ("fine",), "b": ("fine",)}) == {"a": "fine", "b": "fine"}
 
 
 def test_nobody_waits_for_a_process_that_other_runs_leave_no_room_for(

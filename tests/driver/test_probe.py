@@ -1,10 +1,13 @@
 """What a run computes in: what is found before it begins, and that it stays."""
 
 import io
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import ray
 
@@ -14,8 +17,9 @@ from cifar_ray.config import TrialConfig
 from cifar_ray.distributed.hardware import Workers
 from cifar_ray.distributed.process import TrialSettings
 from cifar_ray.distributed.processes import Processes
+from cifar_ray.distributed.speed import Memory
 from cifar_ray.driver import probe
-from cifar_ray.driver.probe import settle_precision
+from cifar_ray.driver.probe import IMPORTED_MB, fit_memory, measure_speeds, settle_precision
 from cifar_ray.driver.run import Run
 from cifar_ray.errors import InputError
 from cifar_ray.models.classifier import has_bf16
@@ -91,3 +95,60 @@ def test_both_are_measured_on_the_workers(hardware: Any, tmp_path: Path, digit_a
 def test_the_processor_is_asked_whether_it_has_bf16(monkeypatch: pytest.MonkeyPatch, flags: str, there: bool) -> None:
     monkeypatch.setattr(Path, "read_text", lambda self: f"flags\t\t: {flags}\n")
     assert has_bf16.__wrapped__("cpu") is there
+
+
+ROOMY = Memory("a", own=IMPORTED_MB, free=10_000)
+TIGHT = Memory("a", own=IMPORTED_MB + 100, free=300)
+"""One that comes to hold IMPORTED_MB + GROWTH * 100: with two of them there is room for one and a half."""
+
+
+def fitted(tmp_path: Path, memory: list[Memory], workers: Workers = WORKERS, **more: Any) -> tuple[Run[Any], int, str]:
+    run, stream = run_with(tmp_path, "fp32"), io.StringIO()
+    run.about["device"] = {"slots": workers.num_groups}
+    with Processes(workers) as processes:
+        fit_memory(run, Console(stream), processes, memory, **more)
+        return run, len(processes.call_all(os.getpid)), stream.getvalue()
+
+
+def test_fewer_train_side_by_side_where_memory_does_not_do(hardware: Any, tmp_path: Path) -> None:
+    run, there, told = fitted(tmp_path, [TIGHT, TIGHT])
+    assert there == 1 and run.about["device"] == {"slots": 1}
+    assert told == (
+        "memory      1 side by side instead: a worker may come to hold 0.7 GB, and a node has 1.2 GB for all of them\n"
+    )
+
+
+@pytest.mark.parametrize("memory", [[ROOMY, ROOMY], [TIGHT, replace(TIGHT, node="b")]])
+def test_all_stay_where_each_node_has_room_for_its_own(hardware: Any, tmp_path: Path, memory: list[Memory]) -> None:
+    run, there, told = fitted(tmp_path, memory)
+    assert (there, told, run.about["device"]) == (2, "", {"slots": 2})
+
+
+def test_what_is_started_beside_a_worker_counts_too(hardware: Any, tmp_path: Path) -> None:
+    _, there, told = fitted(tmp_path, [ROOMY, ROOMY], beside_mb=5_100)
+    assert there == 1 and "may come to hold 5.5 GB, and a node has 10.7 GB" in told
+
+
+def test_a_warning_where_not_even_one_model_may_fit(hardware: Any, tmp_path: Path) -> None:
+    run, there, told = fitted(tmp_path, [TIGHT, TIGHT], replace(WORKERS, workers_per_model=2))
+    assert told.startswith("warning     memory may not do: ") and there == 2 and run.about["device"] == {"slots": 1}
+
+
+def test_a_process_tells_what_it_holds(hardware: Any, digit_arrays: dict[str, np.ndarray]) -> None:
+    shared = TrialSettings([ray.put(digit_arrays)], 10, 1, None, "accuracy", 1)
+    with Processes(WORKERS) as processes:
+        _, memory = measure_speeds(processes, [TrialConfig()], shared)
+    assert len(memory) == 2 and memory[0].node == memory[1].node
+    assert all(100 < of.own < 2_000 and 0 < of.free < psutil.virtual_memory().total / 1e6 for of in memory)
+
+
+def test_a_worker_that_is_killed_in_the_probe_is_one_line(hardware: Any) -> None:
+    with (
+        Processes(WORKERS) as processes,
+        pytest.raises(InputError, match=r"memory does not do for 2 workers"),
+    ):
+        probe._on_all(processes, die, TrialConfig(), None)  # type: ignore[arg-type]
+
+
+def die(*args: Any) -> None:
+    os._exit(1)

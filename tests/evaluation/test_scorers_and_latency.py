@@ -54,8 +54,8 @@ def test_scores_are_scikit_learns_of_the_models_probabilities(
     seen: list[str] = []
     splits = {"test": test_split, "val": take_images(test_split, np.arange(100))}
     with Processes(WORKERS) as processes:
-        scores, corrupted = score_models(processes, models, splits, [], test_split, seen.append)
-    assert corrupted == []
+        scores, corrupted, seconds = score_models(processes, models, splits, [], test_split, seen.append)
+    assert corrupted == [] and seconds["scoring"] > 0 and seconds["corruptions"] == 0
     assert list(scores) == list(models)
     assert sorted(seen) == [f"model {name}" for name in models]
     for name, of_splits in scores.items():
