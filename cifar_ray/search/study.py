@@ -3,14 +3,17 @@
 Its journal is the record of the search. Knows nothing of Ray: how trials are run is the matter of `tuner`.
 """
 
+import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 
 from cifar_ray.results.records import DEFAULT, Row, State
@@ -41,6 +44,32 @@ class SpaceStudy:
         return f"{DEFAULT}-{self.space.name}" if self.index else DEFAULT
 
 
+class _Journal(JournalFileBackend):
+    """Optuna's journal, which waits for the disk where a trial ends, and not for each of its parameters and epochs.
+
+    A wait is some milliseconds, a trial has dozens of lines, and its slot is empty meanwhile. What is written is there
+    for every process, whatever becomes of this one. Only where the machine itself fails may lines be lost, and then of
+    trials under way, which would be run again anyway.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._own_lock = JournalFileSymlinkLock(str(path))
+        super().__init__(str(path), self._own_lock)
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        self._own_lock.acquire()
+        try:
+            with self._path.open("ab") as file:
+                file.write(lines.encode())
+                file.flush()
+                if any("state" in log for log in logs):
+                    os.fsync(file.fileno())
+        finally:
+            self._own_lock.release()
+
+
 def open_study(
     journal: Path, name: str, make_sampler: Callable[[int], optuna.samplers.BaseSampler], seed: int
 ) -> optuna.Study:
@@ -49,7 +78,7 @@ def open_study(
     Trials that were running when an earlier session of the run was killed wait to be run again, under their numbers and
     with their parameters. One that had ended, but had not been told, is told.
     """
-    storage = JournalStorage(JournalFileBackend(str(journal)))
+    storage = JournalStorage(_Journal(journal))
     study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
     # Not the seed of the first session: that would draw the same configurations again.
     sampler_seed = int(

@@ -98,6 +98,25 @@ def test_a_study_that_is_opened_again_draws_other_configurations_than_before(tmp
     assert len(set(drawn)) == 6
 
 
+def test_the_journal_waits_for_the_disk_where_a_trial_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = tmp_path / "study.journal"
+    study = open_study(journal, "given", RandomSampler, seed=0)
+    on_disk: list[bytes] = []
+    monkeypatch.setattr("os.fsync", lambda fd: on_disk.append(journal.read_bytes()))
+    for _ in range(2):
+        trial = study.ask()
+        for name in "abc":
+            trial.suggest_float(name, 0, 1)
+        trial.report(0.5, 1)
+        trial.set_user_attr("record", {"x": 1})
+        study.tell(trial, 0.5)
+    assert len(on_disk) == 2 and on_disk[-1] == journal.read_bytes(), "what a trial came to is not safe"
+    again = open_study(journal, "given", RandomSampler, seed=0)
+    assert [(one.params, one.value, one.user_attrs) for one in again.trials] == [
+        (one.params, one.value, one.user_attrs) for one in study.trials
+    ]
+
+
 def test_a_journal_that_a_kill_left_locked_and_cut_short_is_mended(tmp_path: Path) -> None:
     journal = tmp_path / "study.journal"
     study = open_study(journal, "given", RandomSampler, seed=0)
