@@ -114,7 +114,8 @@ def test_a_number_too_large_for_arithmetic_is_refused(refused: Refused) -> None:
 
 
 def test_data_that_is_not_there_or_cannot_be_read_is_refused(refused: Refused, tmp_path: Path) -> None:
-    hint = "--data takes cifar10, digits or the path of a folder"
+    names = "cifar10, cifar100, fashion-mnist, svhn, oxford-pets, flowers102, digits"
+    hint = f"--data takes {names} or the path of a folder"
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name in ("no such data", "link", "DIGITS"):
         assert refused("tune", "--data", name) == f"{tmp_path / name}: no such folder; {hint}"
