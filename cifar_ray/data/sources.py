@@ -137,9 +137,7 @@ def _read_arrays(data_set: DataSet, data_dir: Path) -> Decoded:
             images = images[:, None]
         elif images.shape[1] > 3:  # (N, H, W, C), as all but SVHN are
             images = images.transpose(0, 3, 1, 2)
-        labels = np.array(dataset.targets if hasattr(dataset, "targets") else dataset.labels, dtype=np.int64)
-        if len(images) != len(labels):  # MNIST's files have no checksums
-            raise ValueError(f"{len(images)} images and {len(labels)} labels")
+        labels = np.asarray(dataset.targets if hasattr(dataset, "targets") else dataset.labels, dtype=np.int64)
         splits[split] = Images(np.ascontiguousarray(images), labels)
         names = tuple(getattr(dataset, "classes", ())) or tuple(str(label) for label in range(1 + labels.max()))
     return _native(splits, names)

@@ -81,10 +81,10 @@ def load_data(
 
     A folder holds one folder of images per class, or `train/` with `test/` or `val/` that do (the second is the test
     split; with all three `val/` is the validation split), or Hugging Face parquet files (`train-*.parquet` ...), or the
-    `images/` and `annotations/` of the Oxford-IIIT Pet.
-    Without a test split of its own, a stratified 20 % goes to test first. Validation is carved from train, stratified:
-    10 %, below 10,000 images 20 %. Equal images, whatever their labels, are carved as one; in splits that the source
-    brought they are counted. Decoded folders are kept in the user cache folder.
+    `images/` and `annotations/` of the Oxford-IIIT Pet. Without a test split of its own, a stratified 20 % goes to test
+    first. Validation is carved from train, stratified: 10 %, below 10,000 images 20 %. Equal images, whatever their
+    labels, are carved as one; in splits that the source brought they are counted. Decoded images of files are kept in
+    the user cache folder.
 
     Args:
         source: one of `DATA_SETS`, or a path.
