@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -20,6 +21,8 @@ from cifar_ray.data.pets import list_pets
 from cifar_ray.data.stratified import stratified_split
 from cifar_ray.errors import InputError, one_line
 from cifar_ray.files import download_timeout
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_DATA = "cifar10"
 
@@ -60,7 +63,8 @@ def load_data_set(name: str, data_dir: Path, image_size: int | None, auto_size: 
     data_set = DATA_SETS[name]
     try:
         found = data_set.read(data_set, data_dir)
-    except Exception:  # it is absent, or damaged: in any form, since not all of them have checksums
+    except Exception as error:  # it is absent, or damaged: in any form, since not all of them have checksums
+        logger.info("%s: no whole copy in %s (%s), downloading", name, data_dir, one_line(error))
         _download(name, data_set, data_dir)
         found = data_set.read(data_set, data_dir)
     if isinstance(found, Decoded):
@@ -90,11 +94,11 @@ def _download(name: str, data_set: DataSet, data_dir: Path) -> None:
                 for path in Path(temp).iterdir():
                     _move(path, data_dir / path.name)
     except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
-        urls = ", ".join(data_set.url + file for file in data_set.files)
         these = "this file" if len(data_set.files) == 1 else "these files"
         raise InputError(
-            f"{name}: cannot download {urls} to {folder} ({one_line(error)}); use `--data digits`, which needs no "
-            f"network, `--data PATH` with images of your own, or put {these} into that folder"
+            f"{name}: cannot download {', '.join(data_set.files)} from {data_set.url} to {folder} ({one_line(error)}); "
+            "use `--data digits`, which needs no network, `--data PATH` with images of your own, or put "
+            f"{these} into that folder"
         ) from None
 
 

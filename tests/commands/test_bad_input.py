@@ -37,7 +37,7 @@ DIGITS = ("--data", "digits")
     [
         # Told before torch and Ray are imported; before Ray is started; after all of Ray's chatter.
         (["--trials", "0"], "--trials: must be a whole number of at least 1, not '0'"),
-        (["--data", "cifar10"], "cifar10: cannot download https://"),
+        (["--data", "cifar10"], "cifar10: cannot download cifar-10-python.tar.gz from https://"),
         (["--data", "digits", "--time-budget", "1s"], "--time-budget: 1 s is too short: "),
     ],
     ids=["flags", "data", "ray"],
