@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from cifar_ray.cli import values
 from cifar_ray.cli.parser import at_least, flag, one_of
+from cifar_ray.data.sources import DATA_SETS, DEFAULT_DATA
 from cifar_ray.results.records import folder_name
 
 METRICS = ("accuracy", "auc", "f1")
@@ -53,10 +54,10 @@ class RunSettings:
     """Flags that may be given a higher value when a run is taken up again, even one that has come to its end."""
 
     data: str | None = flag(
-        "cifar10", "cifar10, digits, or a folder of images or parquet", values.data_source, "NAME|PATH"
+        DEFAULT_DATA, f"{', '.join(DATA_SETS)}, or a folder of images or parquet", values.data_source, "NAME|PATH"
     )
     data_dir: Path | None = flag(
-        None, "where cifar10 is or is downloaded to (default: the user's cache folder)", values.path
+        None, "where data sets with a name are or are downloaded to (default: the user's cache folder)", values.path
     )
     skip_bad_images: bool = flag(False, "leave out images that cannot be read, and list them in run.json")
     metric: str | None = flag("accuracy", "what ranks models: accuracy, auc or f1 (macro)", one_of(*METRICS), "NAME")
@@ -207,7 +208,7 @@ class NamedSettings(TrainingSettings):
     )
     data: str | None = flag(
         None,
-        "as for tune (default: that of the first --config, else cifar10)",
+        f"as for tune (default: that of the first --config, else {DEFAULT_DATA})",
         values.data_source,
         "NAME|PATH",
     )
@@ -289,8 +290,8 @@ class EvaluateSettings(RunSettings):
     )
     data: str | None = flag(
         None,
-        "cifar10, digits, or a folder of labelled images or parquet: the test split, or all of a folder that has none "
-        "(default: the test split of the data that the models were trained on)",
+        f"{', '.join(DATA_SETS)}, or a folder of labelled images or parquet: the test split, or all of a folder that "
+        "has none (default: the test split of the data that the models were trained on)",
         values.data_source,
         "NAME|PATH",
     )

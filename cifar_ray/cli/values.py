@@ -7,8 +7,7 @@ from pathlib import Path
 
 from cifar_ray.cli.parser import at_least
 from cifar_ray.config import WEIGHTS, WEIGHTS_SUFFIXES
-
-BUILT_IN_DATA = ("cifar10", "digits")
+from cifar_ray.data.sources import DATA_SETS
 
 LARGEST_IMAGE = 1024
 """Side in pixels: of larger images a few thousand do not fit into memory."""
@@ -22,7 +21,7 @@ def not_empty(text: str) -> str:
 
 
 def data_source(text: str) -> str:
-    return text if text in BUILT_IN_DATA else str(path(text))
+    return text if text in DATA_SETS else str(path(text))
 
 
 def spaces(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The decoded copy of a folder in the user's cache folder."""
+"""Encoded images decoded once: their copy in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -8,19 +8,59 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cifar_ray.data.decode import Decoded, EncodedSplit, Images, map_images
-from cifar_ray.errors import one_line
-from cifar_ray.files import checksum
+from cifar_ray.data.decode import Decoded, EncodedSplit, Images, decode_splits, map_images
+from cifar_ray.errors import InputError, one_line
+from cifar_ray.files import cache_folder, checksum
 
 CACHE_VERSION = 2  # raise it whenever the same files would give other pixels or labels
 
 logger = logging.getLogger(__name__)
+
+
+def decode_once(
+    root: Path,
+    splits: dict[str, EncodedSplit],
+    class_names: tuple[str, ...],
+    image_size: int | None,
+    auto_size: int,
+    skip_bad_images: bool,
+) -> Decoded:
+    """Decode the images of `splits`, which lie below `root`, or take the copy that was kept when it was done before.
+
+    Raises:
+        InputError: there are fewer than two classes, one has no images in a split, or an image cannot be read.
+    """
+    _check_classes(root, {name: split.labels for name, split in splits.items()}, class_names)
+    entry = cache_folder() / "decoded" / cache_key(root, splits, image_size, auto_size, skip_bad_images)
+    decoded = read_cache(entry, class_names)
+    if decoded is not None:
+        logger.info("%s: reused the decoded copy in %s", root, entry)
+    else:
+        start = time.perf_counter()
+        decoded = decode_splits(splits, class_names, image_size, auto_size, skip_bad_images)
+        logger.info("%s: decoded in %.1f s", root, time.perf_counter() - start)
+        # Here as well, since skipping may have emptied a class; before it is cached, so that no cached copy needs this.
+        _check_classes(root, {name: split.labels for name, split in decoded.splits.items()}, class_names)
+        write_cache(entry, decoded)
+    return decoded
+
+
+def _check_classes(root: Path, labels: dict[str, np.ndarray], class_names: tuple[str, ...]) -> None:
+    if len(class_names) < 2:
+        raise InputError(f"{root}: has {len(class_names)} class, needs at least 2: give the folder above the classes")
+    for split, split_labels in labels.items():
+        sizes = np.bincount(split_labels, minlength=len(class_names))
+        if sizes.min() == 0:
+            name = class_names[sizes.argmin()]
+            where = "no readable images" if len(labels) == 1 else f"no readable images in the {split} split"
+            raise InputError(f"{root}: class {name!r} has {where}: add some, or remove the class from every split")
 
 
 def cache_key(root: Path, splits: dict[str, EncodedSplit], *settings: Any) -> str:

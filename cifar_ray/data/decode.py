@@ -179,6 +179,7 @@ class Decoded:
     class_names: tuple[str, ...]
     resize: dict[str, Any]
     bad_images: tuple[str, ...] = ()
+    val_is_test: bool = False  # the test split is what the source calls validation
 
 
 # One split of a folder before decoding: the image files, or the parquet files and their image column.

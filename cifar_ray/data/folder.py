@@ -3,72 +3,54 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from cifar_ray.data.cache import cache_key, read_cache, write_cache
-from cifar_ray.data.decode import Decoded, EncodedSplit, decode_splits, open_parquet
+from cifar_ray.data.cache import decode_once
+from cifar_ray.data.decode import Decoded, EncodedSplit, open_parquet
+from cifar_ray.data.pets import list_pets
+from cifar_ray.data.sources import DATA_HINT
 from cifar_ray.errors import InputError
-from cifar_ray.files import cache_folder
 
-logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
 SPLIT_NAMES = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 
 
 def load_folder(root: Path, image_size: int | None, auto_size: int, skip_bad_images: bool) -> Decoded:
-    splits, class_names = _list_folder(root)
-    _check_classes(root, {name: split.labels for name, split in splits.items()}, class_names)
-    entry = cache_folder() / "decoded" / cache_key(root, splits, image_size, auto_size, skip_bad_images)
-    decoded = read_cache(entry, class_names)
-    if decoded is not None:
-        logger.info("%s: reused the decoded copy in %s", root, entry)
-    else:
-        start = time.perf_counter()
-        decoded = decode_splits(splits, class_names, image_size, auto_size, skip_bad_images)
-        logger.info("%s: decoded in %.1f s", root, time.perf_counter() - start)
-        # Here as well, since skipping may have emptied a class; before it is cached, so that no cached copy needs this.
-        _check_classes(root, {name: split.labels for name, split in decoded.splits.items()}, class_names)
-        write_cache(entry, decoded)
-    return decoded
+    splits, class_names, val_is_test = _list_folder(root)
+    decoded = decode_once(root, splits, class_names, image_size, auto_size, skip_bad_images)
+    return replace(decoded, val_is_test=val_is_test)
 
 
-def _check_classes(root: Path, labels: dict[str, np.ndarray], class_names: tuple[str, ...]) -> None:
-    if len(class_names) < 2:
-        raise InputError(f"{root}: has {len(class_names)} class, needs at least 2: give the folder above the classes")
-    for split, split_labels in labels.items():
-        sizes = np.bincount(split_labels, minlength=len(class_names))
-        if sizes.min() == 0:
-            name = class_names[sizes.argmin()]
-            where = "no readable images" if len(labels) == 1 else f"no readable images in the {split} split"
-            raise InputError(f"{root}: class {name!r} has {where}: add some, or remove the class from every split")
-
-
-def _list_folder(root: Path) -> tuple[dict[str, EncodedSplit], tuple[str, ...]]:
-    """Find the splits and the class names under `root`, which is of one of three kinds; reads no images.
+def _list_folder(root: Path) -> tuple[dict[str, EncodedSplit], tuple[str, ...], bool]:
+    """Find the splits under `root`, which is of one of four kinds, and the class names; reads no images.
 
     - parquet files: `train-*.parquet`, `test-*.parquet` and perhaps `val-*.parquet`;
+    - the Oxford-IIIT Pet: `images/`, and lists in `annotations/`;
     - split trees: `train/`, `test/` and perhaps `val/`, each with a folder per class;
     - one flat tree: a folder per class, which becomes the training split.
+
+    The last that is returned is whether the test split is called validation there.
     """
     entries = _visible_entries(root)
     parquet = _parquet_by_split(entries)
     if parquet is not None:
-        return _list_parquet(_named_splits(root, parquet))
+        return *_list_parquet(_named_splits(root, parquet)), _val_is_test(parquet)
+    if _has_pets(entries):
+        return *list_pets(root), False
     folders = _folders_by_split(entries)
     if not folders:
-        return _list_trees(root, {"train": root})
+        return *_list_trees(root, {"train": root}), False
     splits = _named_splits(root, folders)
     if "test" not in splits:
         raise InputError(f"{root}: has train/ but no test/ or val/: add one, or give {root / 'train'} to have it split")
     if double := [split for split, paths in splits.items() if len(paths) > 1]:
         raise InputError(f"{root}: has more than one folder for {double[0]}: merge them")
-    return _list_trees(root, {split: paths[0] for split, paths in splits.items()})
+    return *_list_trees(root, {split: paths[0] for split, paths in splits.items()}), _val_is_test(folders)
 
 
 def list_test_split(root: Path) -> tuple[EncodedSplit, tuple[str, ...]]:
@@ -84,6 +66,9 @@ def list_test_split(root: Path) -> tuple[EncodedSplit, tuple[str, ...]]:
     if parquet is not None:
         files = [Path(entry.path) for entry in entries if entry.name.lower().endswith(".parquet")]
         splits, names = _list_parquet({"test": _one_of(parquet) or files})
+        return splits["test"], names
+    if _has_pets(entries):
+        splits, names = list_pets(root, ["test"])
         return splits["test"], names
     trees = _one_of(_folders_by_split(entries)) or [root]
     if len(trees) > 1:
@@ -111,6 +96,12 @@ def _parquet_by_split(entries: list[os.DirEntry[str]]) -> dict[str, list[Path]] 
     return found if files else None
 
 
+def _has_pets(entries: list[os.DirEntry[str]]) -> bool:
+    """Whether these are the folders of the Oxford-IIIT Pet, and not two classes that happen to be called so."""
+    folders = {entry.name: Path(entry.path) for entry in entries if entry.is_dir()}
+    return {"images", "annotations"} <= set(folders) and not _image_files(folders["annotations"])
+
+
 def _folders_by_split(entries: list[os.DirEntry[str]]) -> dict[str, list[Path]]:
     """The folders that are splits. One with images in it, and no folders, is a class that happens to be called so."""
     folders = [entry for entry in entries if entry.is_dir() and _split_name(entry.name)]
@@ -131,9 +122,13 @@ def _named_splits(root: Path, found: dict[str, list[Path]]) -> dict[str, list[Pa
     """The splits as they are used: where a second one beside train is all there is, it is the sealed test split."""
     if "train" not in found:
         raise InputError(f"{root}: has no train/ folder and no train-*.parquet: add it, or give the folder with it")
-    if set(found) == {"train", "val"}:
+    if _val_is_test(found):
         return {"train": found["train"], "test": found["val"]}
     return found
+
+
+def _val_is_test(found: dict[str, list[Path]]) -> bool:
+    return set(found) == {"train", "val"}
 
 
 def _split_name(name: str) -> str:
@@ -145,9 +140,9 @@ def _visible_entries(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     except FileNotFoundError:
-        raise InputError(f"{folder}: no such folder; --data takes cifar10, digits or the path of a folder") from None
+        raise InputError(f"{folder}: no such folder; {DATA_HINT}") from None
     except NotADirectoryError:
-        raise InputError(f"{folder}: is a file; --data takes cifar10, digits or the path of a folder") from None
+        raise InputError(f"{folder}: is a file; {DATA_HINT}") from None
     except OSError as error:
         raise InputError(f"{folder}: cannot read the folder: {error.strerror}; change its permissions") from None
 

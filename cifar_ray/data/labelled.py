@@ -36,7 +36,8 @@ def load_labelled(
     """Load the test images of a folder, with the labels that a model knows their classes by.
 
     Args:
-        root: folders of images, by class or by split and then class, or parquet files; see :func:`list_test_split`.
+        root: folders of images, by class or by split and then class, parquet files, or the folder of the Oxford-IIIT
+            Pet; see :func:`list_test_split`.
         resize: of the model, see :class:`~cifar_ray.data.splits.DataSplits`.
         class_names: of the model, which classes are matched with by name.
         skip_bad_images: leave unreadable images out instead of failing.

@@ -1,7 +1,7 @@
 """The data a run trains on: where it comes from, and how it is split.
 
-Every source (scikit-learn's digits, torchvision's CIFAR-10, a folder of images or of parquet files) becomes uint8
-arrays of one size, cut into train, validation and test by fixed seeds. Search and finals see train and validation.
+Every source (one of those known by name, a folder of images or of parquet files) becomes uint8 arrays of one size, cut
+into train, validation and test by fixed seeds. Search and finals see train and validation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from cifar_ray.config import Flip, Task
 from cifar_ray.data.decode import Decoded, Images, take_images
 from cifar_ray.data.folder import load_folder
-from cifar_ray.data.sources import load_cifar10, load_digits
+from cifar_ray.data.sources import DATA_SETS, load_data_set
 from cifar_ray.data.stratified import image_ids, stratified_split
 from cifar_ray.errors import InputError
 from cifar_ray.files import cache_folder, checksum
@@ -38,17 +38,19 @@ class DataSplits:
     class_names: tuple[str, ...]
     """Name of each label."""
     source: str
-    """`digits`, `cifar10` or the absolute path of the user's folder."""
+    """One of `DATA_SETS`, or the absolute path of the user's folder."""
     fingerprint: str
     """SHA-256 over pixels, labels, split membership and class names: equal where two runs saw the same data."""
     flips: tuple[Flip, ...]
-    """Values of `augment/flip` that make sense: `none` alone for digits, since a mirrored one is another character."""
+    """Values of `augment/flip` that make sense."""
     resize: dict[str, Any]
     """How any image becomes an input, see :func:`decode_image`: `channels` (1 or 3), `image_size` and `rule`, which is
     `native` (the data has that size already) or `shorter_side_center_crop`; with TIFFs of 32-bit integers also
     `white_int32`, 255 unless one of them has a larger pixel, then 65,535."""
     bad_images: tuple[str, ...] = ()
     """What `skip_bad_images` left out: "path: reason"."""
+    val_is_test: bool = False
+    """The test split is what the source calls validation, since it brings no other."""
     num_val_copies: int = 0
     """Validation images whose pixels equal those of a training image."""
     num_test_copies: int = 0
@@ -73,23 +75,24 @@ def load_data(
     skip_bad_images: bool = False,
     auto_size: int = 32,
 ) -> DataSplits:
-    """Load `digits`, `cifar10` or the folder at the path `source`, and split it.
+    """Load one of `DATA_SETS` or the folder at the path `source`, and split it.
 
     `digits` is cut into 200 images to train on, 597 to validate and 1,000 to test.
 
     A folder holds one folder of images per class, or `train/` with `test/` or `val/` that do (the second is the test
-    split; with all three `val/` is the validation split), or Hugging Face parquet files (`train-*.parquet` ...).
-    Without a test split of its own, a stratified 20 % goes to test first. Validation is carved from train, stratified:
-    10 %, below 10,000 images 20 %. Equal images, whatever their labels, are carved as one; in splits that the source
-    brought they are counted. Decoded folders are kept in the user cache folder.
+    split; with all three `val/` is the validation split), or Hugging Face parquet files (`train-*.parquet` ...), or the
+    `images/` and `annotations/` of the Oxford-IIIT Pet. Without a test split of its own, a stratified 20 % goes to test
+    first. Validation is carved from train, stratified: 10 %, below 10,000 images 20 %. Equal images, whatever their
+    labels, are carved as one; in splits that the source brought they are counted. Decoded images of files are kept in
+    the user cache folder.
 
     Args:
-        source: `digits`, `cifar10` or a path.
+        source: one of `DATA_SETS`, or a path.
         train_size: keep this many images of train and validation together, stratified; where validation is carved,
             copies of an image only after all others. None keeps all.
         image_size: side to bring every image to. None keeps the images' own size where all are equal, square and at
             most 64 pixels wide, and otherwise means `auto_size`.
-        data_dir: where `cifar10` lies or is downloaded to. None is the user cache folder.
+        data_dir: where what is known by name lies or is downloaded to. None is the user cache folder.
         skip_bad_images: leave unreadable images out, and list them in `bad_images`, instead of failing.
         auto_size: see `image_size`.
 
@@ -98,17 +101,15 @@ def load_data(
     """
     if image_size is not None and image_size < 1:
         raise InputError(f"--image-size {image_size}: must be at least 1")
-    if source == "digits":
-        decoded = load_digits(image_size)
-    elif source == "cifar10":
-        decoded = load_cifar10(data_dir or cache_folder(), image_size)
+    if source in DATA_SETS:
+        decoded = load_data_set(source, data_dir or cache_folder(), image_size, auto_size, skip_bad_images)
     else:
         source = os.path.abspath(os.path.expanduser(source))
         decoded = load_folder(Path(source), image_size, auto_size, skip_bad_images)
     train, val, test = _carve(decoded, source, train_size)
 
     fingerprint = _fingerprint(decoded.class_names, train, val, test)
-    flips: tuple[Flip, ...] = ("none",) if source == "digits" else Task.flips
+    flips = DATA_SETS[source].flips if source in DATA_SETS else Task.flips
     train_ids, val_ids, test_ids = (image_ids(part.images) for part in (train, val, test))
     return DataSplits(
         train,
@@ -120,6 +121,7 @@ def load_data(
         flips,
         decoded.resize,
         decoded.bad_images,
+        decoded.val_is_test,
         num_val_copies=int(np.isin(val_ids, train_ids).sum()),
         num_test_copies=int(np.isin(test_ids, np.concatenate([train_ids, val_ids])).sum()),
     )

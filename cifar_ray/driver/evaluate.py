@@ -14,6 +14,7 @@ from cifar_ray.cli.console import Console
 from cifar_ray.cli.flags import EvaluateSettings
 from cifar_ray.data.decode import Images
 from cifar_ray.data.labelled import load_labelled, split_fingerprint
+from cifar_ray.data.sources import DATA_SETS
 from cifar_ray.data.splits import load_data
 from cifar_ray.driver.run import Run
 from cifar_ray.driver.stages import begin, note_test_reading, recorded
@@ -175,7 +176,7 @@ def _load_splits(settings: EvaluateSettings, models: Sequence[SavedModel]) -> tu
     source, card = str(settings.data), models[0].card
     cards = [saved.card["data"] for saved in models]
     class_names, resize = card["class_names"], card["resize"]
-    if source in ("digits", "cifar10") or source in [about["source"] for about in cards]:
+    if source in DATA_SETS or source in [about["source"] for about in cards]:
         own = next((about for about in cards if about["source"] == source), None)
         data = load_data(
             source,

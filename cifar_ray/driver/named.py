@@ -9,13 +9,14 @@ from typing import TypeVar
 
 from cifar_ray.cli.flags import AblateSettings, NamedSettings
 from cifar_ray.config import Precision, ResNetConfig, Task, TrialConfig, trial_config, with_values
+from cifar_ray.data.sources import DEFAULT_DATA
 from cifar_ray.errors import InputError
 from cifar_ray.presets import PRESETS, preset
 from cifar_ray.results.config_json import TO_TRAIN_AGAIN, Card, read_config
 from cifar_ray.results.records import read_name
 from cifar_ray.search.design import Design, make_design
 
-DEFAULT_DATA, DEFAULT_MAX_EPOCHS, DEFAULT_METRIC = "cifar10", 30, "accuracy"
+DEFAULT_MAX_EPOCHS, DEFAULT_METRIC = 30, "accuracy"
 """Of a model that no --config says otherwise of."""
 
 Settings = TypeVar("Settings", bound=NamedSettings)

@@ -98,6 +98,11 @@ def load_run_data(
     console.line(
         f"            train {num_train}, validation {len(data.val.images)}, test {len(data.test.images)} (sealed)"
     )
+    if data.val_is_test:
+        console.line(
+            "            the sealed test split is what the data calls validation, since it brings no test split; "
+            "validation is carved from train"
+        )
     if data.bad_images:
         console.line(f"            {len(data.bad_images)} unreadable images left out, the first: {data.bad_images[0]}")
     for line in shared_images(describe_data(data)):

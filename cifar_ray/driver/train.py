@@ -9,6 +9,7 @@ from typing import Literal
 from cifar_ray.cli.console import Console
 from cifar_ray.cli.flags import TrainSettings
 from cifar_ray.config import TrialConfig
+from cifar_ray.data.sources import DEFAULT_DATA
 from cifar_ray.data.splits import load_data
 from cifar_ray.driver.named import Saved, named_configs, read_named, with_defaults_of
 from cifar_ray.driver.run import Run
@@ -54,9 +55,9 @@ def _show(settings: TrainSettings, saved: Sequence[Saved]) -> int:
     """Print the configurations, those of presets for the images of `--data`."""
     import torch
 
-    task = NO_DATA  # its images are as those of cifar10, which need not be downloaded for that
+    task = NO_DATA  # its images are as those of the default, which need not be downloaded for that
     device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() and settings.gpus_per_trial != 0 else "cpu"
-    if settings.preset and (settings.data, settings.image_size) != ("cifar10", None):
+    if settings.preset and (settings.data, settings.image_size) != (DEFAULT_DATA, None):
         configs = named_configs(settings, task, saved).values()
         data = load_data(
             str(settings.data),

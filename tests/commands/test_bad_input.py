@@ -37,7 +37,7 @@ DIGITS = ("--data", "digits")
     [
         # Told before torch and Ray are imported; before Ray is started; after all of Ray's chatter.
         (["--trials", "0"], "--trials: must be a whole number of at least 1, not '0'"),
-        (["--data", "cifar10"], "cifar10: cannot download https://"),
+        (["--data", "cifar10"], "cifar10: cannot download cifar-10-python.tar.gz from https://"),
         (["--data", "digits", "--time-budget", "1s"], "--time-budget: 1 s is too short: "),
     ],
     ids=["flags", "data", "ray"],
@@ -114,7 +114,8 @@ def test_a_number_too_large_for_arithmetic_is_refused(refused: Refused) -> None:
 
 
 def test_data_that_is_not_there_or_cannot_be_read_is_refused(refused: Refused, tmp_path: Path) -> None:
-    hint = "--data takes cifar10, digits or the path of a folder"
+    names = "cifar10, cifar100, fashion-mnist, svhn, oxford-pets, flowers102, digits"
+    hint = f"--data takes {names} or the path of a folder"
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name in ("no such data", "link", "DIGITS"):
         assert refused("tune", "--data", name) == f"{tmp_path / name}: no such folder; {hint}"

@@ -115,15 +115,15 @@ def test_two_processes_at_once(tmp_path: Path, cache: Path) -> None:
     # Each waits for the other in front of the write, so that both have decoded and both want to keep their copy.
     code = """
 import logging, pathlib, sys, time
-from cifar_ray.data import folder, splits
+from cifar_ray.data import cache, splits
 logging.basicConfig(level="INFO")
-write, me, other = folder.write_cache, *map(pathlib.Path, sys.argv[2:])
+write, me, other = cache.write_cache, *map(pathlib.Path, sys.argv[2:])
 def wait_and_write(*arguments):
     me.touch()
     while not other.exists():
         time.sleep(0.001)
     write(*arguments)
-folder.write_cache = wait_and_write
+cache.write_cache = wait_and_write
 print(splits.load_data(sys.argv[1]).fingerprint)
 """
     one, two = tmp_path / "one", tmp_path / "two"

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from helpers.archives import pets_files
 from helpers.images import counts, encode, make_parquet, make_tree, noise, pixels, private_cache, sizes, write_table  # noqa: F401 (a fixture)
 from PIL import Image
 
@@ -37,6 +38,7 @@ def test_tree_layouts(tmp_path: Path, folders: dict[str, int], expected: tuple[i
     assert sizes(splits) == expected
     assert splits.class_names == ("cat", "dog")
     assert splits.source == str(tmp_path / "d")
+    assert splits.val_is_test == (set(folders) in ({"train", "val"}, {"train", "valid"}))
     assert splits.flips == ("none", "random", "alternating")
     train, val, test = pixels(splits)
     assert len(train | val | test) == sum(expected)  # every image is another one: the splits share none
@@ -127,6 +129,55 @@ def test_parquet_layouts_and_default_names(
     splits = load_data(str(tmp_path / "d"))
     assert sizes(splits) == expected
     assert splits.class_names == ("0", "1")
+    assert splits.val_is_test == (set(files) == {"train", "validation"})
+
+
+def make_pets(root: Path) -> Path:
+    for name, content in pets_files().items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
+def test_the_folder_of_the_oxford_pets(tmp_path: Path) -> None:
+    root = make_pets(tmp_path / "any name")
+    splits = load_data(str(root))
+    assert splits.class_names == ("Abyssinian", "American Bulldog", "Bombay")
+    assert sizes(splits) == (24, 6, 12)
+    assert (splits.source, splits.val_is_test) == (str(root), False)
+    lines = (root / "annotations" / "test.txt").read_text().splitlines()
+    for image, label, line in zip(splits.test.images, splits.test.labels, lines, strict=True):
+        name, number = line.split()[:2]
+        assert label == int(number) - 1
+        assert np.array_equal(image, decode_image(root / "images" / f"{name}.jpg", splits.resize))
+
+
+def test_a_part_of_the_oxford_pets_and_comments_in_its_lists(tmp_path: Path) -> None:
+    root = make_pets(tmp_path / "d")
+    for name in ("trainval.txt", "test.txt"):
+        file = root / "annotations" / name
+        lines = [line for line in file.read_text().splitlines() if not line.startswith("american")]
+        file.write_text("\n".join(["# Image CLASS-ID SPECIES BREED", "", *lines]))
+    splits = load_data(str(root))
+    assert splits.class_names == ("Abyssinian", "Bombay")
+    assert sizes(splits) == (16, 4, 8)
+
+
+def test_classes_may_be_called_images_and_annotations(tmp_path: Path) -> None:
+    root = make_tree(tmp_path / "d", {"annotations": 4, "images": 4})
+    assert load_data(str(root)).class_names == ("annotations", "images")
+
+
+def pets(name: str, old: str, new: str) -> Callable[[Path], None]:
+    def make(root: Path) -> None:
+        file = make_pets(root) / "annotations" / name
+        file.write_text(file.read_text().replace(old, new, 1))
+
+    return make
+
+
+def pets_without(name: str) -> Callable[[Path], None]:
+    return lambda root: (make_pets(root) / name).unlink()
 
 
 def tree(**splits: dict[str, int]) -> Callable[[Path], None]:
@@ -180,7 +231,7 @@ PNG = {"bytes": encode(noise(0)), "path": ""}
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        pytest.param(lambda root: None, "no such folder; --data takes cifar10, digits or", id="missing"),
+        pytest.param(lambda root: None, "no such folder; --data takes cifar10, .*, digits or", id="missing"),
         pytest.param(lambda root: root.write_text(""), "is a file; --data takes", id="file"),
         pytest.param(lambda root: root.mkdir(), "found no images; one folder per class", id="empty"),
         pytest.param(flat(a=0, b=0), "found no images", id="folders without images"),
@@ -220,6 +271,22 @@ PNG = {"bytes": encode(noise(0)), "path": ""}
         pytest.param(table(img=[PNG] * 8, label=[0, 2] * 4), "class '1' has no readable images", id="gap in labels"),
         pytest.param(other_names_in_test, "parquet: declares other class names", id="other class names"),
         pytest.param(parquet(train=[0] * 8), "class 'b' has no readable images", id="declared class without images"),
+        pytest.param(
+            pets_without("annotations/test.txt"), "/test.txt: cannot read this list, .*; add it", id="no list"
+        ),
+        pytest.param(
+            pets("trainval.txt", "Bombay_3 3 1 1", "Bombay_3.jpg"),
+            "/trainval.txt line 3: must be an image and .*, not Bombay_3.jpg: correct it",
+            id="line of a list without a class",
+        ),
+        pytest.param(
+            pets("test.txt", "Bombay_33 3", "Bombay_33 1"),
+            "/test.txt line 3: class 1 is Abyssinian and Bombay: correct the list",
+            id="one number for two classes of pets",
+        ),
+        pytest.param(
+            pets_without("images/Bombay_3.jpg"), "Bombay_3.jpg: No such file.*; repair or remove it", id="no such pet"
+        ),
         pytest.param(cut_parquet(0), "train-0.parquet: cannot read the parquet file", id="empty parquet"),
         pytest.param(cut_parquet(500), "train-0.parquet: cannot read the parquet file", id="truncated parquet"),
         pytest.param(damage_parquet_pages, "train-0.parquet: cannot read the parquet file", id="damaged parquet"),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.archives import pets_files
 from helpers.images import make_parquet, make_tree
 from PIL import Image
 
@@ -30,6 +31,15 @@ def test_of_a_folder_with_splits_it_is_the_test_split(tmp_path: Path, splits: tu
     for number, split in enumerate(splits, start=1):
         make_tree(tmp_path / split, {"cat": number, "dog": 2})
     assert len(load_labelled(tmp_path, RESIZE, ["cat", "dog"]).images.labels) == 2 + 1 + splits.index(taken)
+
+
+def test_of_the_oxford_pets_it_is_the_test_split(tmp_path: Path) -> None:
+    for name, content in pets_files().items():
+        if not name.endswith("trainval.txt"):  # which is not needed
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(content)
+    found = load_labelled(tmp_path, RESIZE, ["Bombay", "Abyssinian", "American Bulldog"])
+    assert found.images.labels.tolist() == [1, 2, 0] * 4
 
 
 @pytest.mark.parametrize(("names", "count"), [(("train-0.parquet", "test-0.parquet"), 4), (("new.parquet",), 4)])

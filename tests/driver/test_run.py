@@ -106,6 +106,18 @@ def test_images_in_two_given_splits_are_warned_of_and_recorded(tmp_path: Path) -
         assert (recorded["num_test_copies"], recorded["num_val_copies"]) == (copies, 0)
 
 
+@pytest.mark.parametrize(("second", "told"), [("val", True), ("test", False)])
+def test_the_start_says_where_the_test_split_is_what_the_data_calls_validation(
+    tmp_path: Path, second: str, told: bool
+) -> None:
+    make_tree(tmp_path / "d" / "train", {"a": 8, "b": 8})
+    make_tree(tmp_path / "d" / second, {"a": 3, "b": 3})
+    for _ in range(2):  # of the files, and of their decoded copy
+        out = io.StringIO()
+        load_run_data(settings(tmp_path), str(tmp_path / "d"), Console(out), [])
+        assert ("the sealed test split is what the data calls validation" in out.getvalue()) == told
+
+
 def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:
     runs = [Run(settings(tmp_path), "tune", "cnn") for _ in range(2)]
     for run in runs:
