@@ -230,7 +230,9 @@ def test_levels_are_compared_at_their_own_rates_with_the_base_at_its_own() -> No
 
 
 def test_factors_and_levels_are_told_in_help() -> None:
-    from cifar_ray.ablate import FACTORS
+    from cifar_ray.ablate import FACTORS, MORE_FACTORS
 
     told = FACTORS.replace(";", ",").replace("of a ResNet ", "").split(", ")
     assert told == [*STANDARD["cnn"], *STANDARD["resnet"]] and set(told) <= set(KINDS)
+    more = MORE_FACTORS.replace(" (augmentation by torchvision)", "").split(", ")
+    assert sorted([*told, *more]) == sorted(KINDS)

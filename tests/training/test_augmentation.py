@@ -104,13 +104,14 @@ def test_colour_jitter_scales_brightness_within_its_bounds(channels: int) -> Non
 
 def test_colour_jitter_changes_contrast_and_where_there_are_colours_saturation() -> None:
     torch.manual_seed(0)
-    dark_and_bright = torch.full((50, 1, 2, 2), 60, dtype=torch.uint8)
-    dark_and_bright[:, :, 0] = 120
-    found = augmented(AugmentConfig(color_jitter=0.5), dark_and_bright, num_groups=50).float()
-    assert float((found[:, 0, 0, 0] / found[:, 0, 1, 0]).std()) > 0.1  # brightness alone would keep the ratio
-    orange = torch.tensor([140, 110, 80], dtype=torch.uint8)[:, None, None].expand(50, 3, 2, 2).contiguous()
-    found = augmented(AugmentConfig(color_jitter=0.5), orange, num_groups=50).float()
-    assert float((found[:, 0, 0, 0] / found[:, 2, 0, 0]).std()) > 0.1
+    grey_pixels = torch.tensor([80, 120], dtype=torch.uint8)[None, None, :, None]
+    found = augmented(AugmentConfig(color_jitter=0.2), grey_pixels.repeat(100, 1, 1, 2), num_groups=100).float()
+    assert float((found[:, 0, 1, 0] / found[:, 0, 0, 0]).std()) > 0.06  # brightness alone would keep the ratio
+    orange_pixel = torch.tensor([120, 100, 80], dtype=torch.uint8)[None, :, None, None]
+    images = torch.cat([grey_pixels.repeat(100, 3, 1, 1), orange_pixel.repeat(100, 1, 1, 1)], 2)  # (100, 3, 3, 1)
+    found = augmented(AugmentConfig(color_jitter=0.2), images, num_groups=100).float()
+    between_greys, between_colours = found[:, 0, 1, 0] - found[:, 0, 0, 0], found[:, 0, 2, 0] - found[:, 2, 2, 0]
+    assert float((between_colours / between_greys).std()) > 0.06  # brightness and contrast would keep the ratio
 
 
 def test_what_a_rotation_or_shift_leaves_empty_takes_the_mean_colour() -> None:
@@ -243,10 +244,10 @@ def test_the_loss_of_a_mixed_image_is_the_mix_of_its_losses(label_smoothing: flo
 
 
 def test_a_mixed_image_counts_by_its_share_of_the_class_it_is_taken_for() -> None:
-    logits = torch.tensor([[9.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.0, 0.0, 9.0]])
-    shares = torch.tensor([[0.7, 0.3, 0.0], [0.7, 0.3, 0.0], [0.7, 0.3, 0.0]])
-    assert float(training_accuracy(logits, shares)) == pytest.approx((0.7 + 0.3 + 0.0) / 3)
-    labels = torch.tensor([0, 1, 0])
+    logits = torch.tensor([[9.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.0, 9.0, 0.0], [0.0, 0.0, 9.0]])
+    shares = torch.tensor([0.7, 0.3, 0.0]).expand(4, 3)
+    assert float(training_accuracy(logits, shares)) == pytest.approx((0.7 + 0.3 + 0.3 + 0.0) / 4)
+    labels = torch.tensor([0, 1, 0, 0])
     assert float(training_accuracy(logits, labels)) == float(training_accuracy(logits, torch.eye(3)[labels]))
 
 
