@@ -255,11 +255,14 @@ class TrialConfig:
         if self.family == "resnet" and not isinstance(self.model, ResNetConfig):
             raise ValueError("family resnet needs a model with a backbone")
         if self.augment.mix != "none" and self.batch_size == 1:
-            raise ValueError(f"augment/mix {self.augment.mix!r} mixes the images of a batch, and batch_size is 1")
+            raise ValueError(
+                f"augment/mix {self.augment.mix!r} mixes the images of a batch, and batch_size is 1; use a larger one"
+            )
         if isinstance(self.model, ResNetConfig) and self.model.finetune == "head":
             if self.augment.mix != "none":
                 raise ValueError(
-                    f"augment/mix {self.augment.mix!r} needs images, and with finetune 'head' features of them are kept"
+                    f"augment/mix {self.augment.mix!r} needs images, and with finetune 'head' features of them are "
+                    "kept; use 'none', or fine-tune more"
                 )
             if self.model.feature_views == 1 and self.augment != AugmentConfig():
                 raise ValueError(

@@ -16,11 +16,11 @@ from cifar_ray.config import AugmentConfig
 NUM_GROUPS = 8
 """Parts of a batch that draw an operation and a colour jitter of their own.
 
-torchvision's transforms draw once for all that they are given. One image at a time varies most, but takes about as long
-as the training itself: of 128 images of 32 pixels, a CPU thread that trains `small-cnn` on 1,800 a second does 1,300
-(`randaugment`) to 3,200 (colour jitter) a second one at a time, and 11,000 to 21,000 in 8 groups. On a GPU the time
-goes with the number of calls, whatever they are given (reasoned, not measured). So the number is fixed: each image of a
-batch of 8 has draws of its own, and a large batch takes no more calls.
+torchvision's transforms draw once for all that they are given. One image at a time varies most, and leaves `small-cnn`
+81 to 92 % of its training speed (32 pixels, batches of 64 and 128, one CPU thread: `randaugment` 81 to 84, the others
+86 to 92); 8 groups leave 94 to 100 %. On a GPU the time goes with the number of calls, whatever they are given (not
+measured), and there a step is short. So the number is fixed: each image of a batch of 8 has draws of its own, and a
+large batch takes no more calls.
 """
 
 
@@ -41,7 +41,7 @@ class Augmentation:
         self._operations, self._mix = _transforms(config, fill)
 
     def images(self, images: Tensor, index: Tensor, flip: Tensor) -> Tensor:
-        """Take `images[index]`, each augmented by itself; arguments as of :func:`gather` and :func:`draw`.
+        """Take `images[index]` with all but the mixing; arguments as of :func:`gather` and :func:`draw`.
 
         Returns:
             (B, C, H, W) uint8 in channels-last memory order.
