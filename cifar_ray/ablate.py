@@ -14,8 +14,13 @@ FACTORS = (
     "residual; of a ResNet finetune, weights, image-size, head"
 )
 
+MORE_FACTORS = "policy, color-jitter, mix (augmentation by torchvision), head-dropout"
+"""What is varied only where it is asked for."""
+
 EPILOG = f"""\
 factors: {textwrap.fill(FACTORS, 100, subsequent_indent="  ", break_on_hyphens=False)}
+
+with --vary also: {MORE_FACTORS}, and any key
 
 presets: {textwrap.fill(", ".join(PRESETS), 100, subsequent_indent="  ", break_on_hyphens=False)}
 

@@ -193,6 +193,19 @@ class AugmentConfig:
     first epoch, and from then on each image in every other epoch (Jordan 2024, arXiv:2404.00498)."""
     cutout: NonNegative = 0
     """Side of a square blanked at a random place, in pixels; 0 is off."""
+    policy: Literal["none", "trivialaugment", "randaugment"] = "none"
+    """Operations such as rotate, posterize or sharpen, after crop, flip and cutout: `trivialaugment` draws one and how
+    strong it is (Mueller and Hutter 2021, arXiv:2103.10158; of its wide space, whose shifts by up to 32 pixels empty
+    smaller images), `randaugment` two of moderate strength (Cubuk et al. 2020, arXiv:1909.13719)."""
+    color_jitter: Annotated[float, pydantic.Field(ge=0.0, le=1.0)] = 0.0
+    """How far brightness, contrast and saturation change: each is multiplied by a number drawn from 1 - x to 1 + x; 0
+    is off. Images of one channel have no saturation."""
+    mix: Literal["none", "mixup", "cutmix"] = "none"
+    """Mix each image of a batch, and its label, with another one: `mixup` their pixels (Zhang et al. 2018,
+    arXiv:1710.09412), `cutmix` puts a rectangle of the other into it (Yun et al. 2019, arXiv:1905.04899)."""
+    mix_alpha: Annotated[float, pydantic.Field(ge=0.01, le=1000.0)] = 1.0
+    """The share of each image in the mix is drawn from Beta(alpha, alpha), once for a batch: 1 is uniform, less mixes
+    less. What is below 0.01 float32 cannot draw."""
 
     @pydantic.field_validator("flip", mode="before")
     @classmethod
@@ -241,7 +254,16 @@ class TrialConfig:
     def __post_init__(self) -> None:
         if self.family == "resnet" and not isinstance(self.model, ResNetConfig):
             raise ValueError("family resnet needs a model with a backbone")
+        if self.augment.mix != "none" and self.batch_size == 1:
+            raise ValueError(
+                f"augment/mix {self.augment.mix!r} mixes the images of a batch, and batch_size is 1; use a larger one"
+            )
         if isinstance(self.model, ResNetConfig) and self.model.finetune == "head":
+            if self.augment.mix != "none":
+                raise ValueError(
+                    f"augment/mix {self.augment.mix!r} needs images, and with finetune 'head' features of them are "
+                    "kept; use 'none', or fine-tune more"
+                )
             if self.model.feature_views == 1 and self.augment != AugmentConfig():
                 raise ValueError(
                     "augment needs feature_views of 2 or more with finetune 'head', whose features are kept"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cifar_ray.config import TrialConfig, has_value, trial_config, with_values
+from cifar_ray.config import AugmentConfig, TrialConfig, has_value, trial_config, with_values
 from cifar_ray.errors import InputError
 from cifar_ray.results.config_json import read_config
 
@@ -31,7 +31,15 @@ UNUSUAL: dict[str, Any] = {
     "image_size": 24,
     "optimizer": {"name": "adamw", "lr": 0.003, "weight_decay": 0.01, "momentum": 0.8, "lookahead": True},
     "lr_schedule": {"name": "cosine", "warmup": 0.1},
-    "augment": {"crop_padding": 4, "flip": "random", "cutout": 8},
+    "augment": {
+        "crop_padding": 4,
+        "flip": "random",
+        "cutout": 8,
+        "policy": "randaugment",
+        "color_jitter": 0.4,
+        "mix": "cutmix",
+        "mix_alpha": 0.2,
+    },
     "batch_size": 96,
     "label_smoothing": 0.15,
     "sync_batch_norm": True,
@@ -62,6 +70,11 @@ UNUSUAL_RESNET: dict[str, Any] = {
 @pytest.mark.parametrize(("saved", "flip"), [(True, "random"), (False, "none")])
 def test_flips_of_configurations_that_were_saved_before_they_had_names(saved: bool, flip: str) -> None:
     assert trial_config({"augment": {"flip": saved}}, "here").augment.flip == flip
+
+
+def test_a_configuration_that_was_saved_before_images_were_mixed_mixes_none() -> None:
+    saved = {"augment": {"crop_padding": 4, "flip": "random", "cutout": 8}}
+    assert trial_config(saved, "here").augment == AugmentConfig(4, "random", 8, "none", 0.0, "none")
 
 
 def told(values: Any) -> str:
@@ -105,6 +118,8 @@ def test_what_is_left_out_takes_its_default() -> None:
         ("model", "head_pool", ["avg", "max", "flatten"]),
         ("optimizer", "name", ["sgd", "adamw", "muon"]),
         ("lr_schedule", "name", ["constant", "step", "cosine", "one_cycle", "plateau"]),
+        ("augment", "policy", ["none", "trivialaugment", "randaugment"]),
+        ("augment", "mix", ["none", "mixup", "cutmix"]),
     ],
 )
 def test_every_choice_is_taken(section: str, key: str, names: list[str]) -> None:
@@ -160,6 +175,14 @@ def test_two_configurations_share_no_lists() -> None:
         ("augment/crop_padding", 0.5),
         ("augment/flip", 2),
         ("augment/cutout", -1),
+        ("augment/policy", "autoaugment"),
+        ("augment/color_jitter", -0.1),
+        ("augment/color_jitter", 1.1),
+        ("augment/mix", "both"),
+        ("augment/mix_alpha", 0),
+        ("augment/mix_alpha", -1.0),
+        ("augment/mix_alpha", 0.001),  # of whose draws float32 makes a half, where they should be zero or one
+        ("augment/mix_alpha", float("nan")),
         ("batch_size", 0),
         ("batch_size", "many"),
         ("batch_size", None),
@@ -287,7 +310,7 @@ def test_a_model_belongs_to_its_family() -> None:
         ("optimizer/lr", "1e-3", 1e-3),
         ("image_size", "null", None),
         ("batch_size", "32", 32),
-        ("augment", '{"cutout": 4}', {"crop_padding": 0, "flip": "none", "cutout": 4}),
+        ("augment", '{"cutout": 4}', TrialConfig().to_dict()["augment"] | {"cutout": 4}),
     ],
 )
 def test_a_value_is_changed_by_its_path_and_all_else_stays(path: str, text: str, value: Any) -> None:

@@ -233,6 +233,11 @@ def check_batch_sizes(workers: Workers, flag: str, configs: Iterable[tuple[str, 
                 f"{flag}: {workers.workers_per_model} workers cannot share batches of {config.batch_size} images "
                 f"({name}); give a number that divides them"
             )
+        if config.augment.mix != "none" and config.batch_size == workers.workers_per_model:
+            raise InputError(
+                f"{flag}: of batches of {config.batch_size} images {workers.workers_per_model} workers have one each, "
+                f"and augment/mix {config.augment.mix!r} mixes several ({name}); give fewer"
+            )
 
 
 @contextlib.contextmanager

@@ -37,8 +37,8 @@ def curves(records: Records) -> Section:
     if section.images:
         section.text.append(
             "All panels have the same scales, which leave out the first epochs. Training values are measured while "
-            "training, on augmented images and with dropout, so that they may be worse than validation. Dots: the "
-            "epoch whose weights were kept."
+            "training, on augmented or mixed images and with dropout, so that they may be worse than validation. Dots: "
+            "the epoch whose weights were kept."
         )
     return section
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from cifar_ray.config import (
     FINETUNED_STAGES,
+    AugmentConfig,
     CNNConfig,
     OptimizerConfig,
     ResNetConfig,
@@ -103,6 +104,7 @@ def _pad(base: TrialConfig, task: Task) -> int:
 
 
 def _augmentations(base: TrialConfig, task: Task) -> dict[str, Values]:
+    # Policy, colour jitter and mixing are factors of their own, and stay what the base has.
     flip = base.augment.flip if base.augment.flip != "none" else "random"
     pieces: dict[str, Values] = {"crop": {"augment/crop_padding": _pad(base, task)}}
     if flip in task.flips:
@@ -138,7 +140,7 @@ FINETUNE = tuple(FINETUNED_STAGES)
 def _finetune(name: str, base: TrialConfig, task: Task) -> Level:
     if name not in FINETUNE:
         raise KeyError(name)
-    augmented = base.augment.crop_padding or base.augment.cutout or base.augment.flip != "none"
+    augmented = base.augment != AugmentConfig()
     # A head trains on features of the images, computed once: several views of each stand for their augmentation.
     return Level(name, {"model/finetune": name, "model/feature_views": 4 if name == "head" and augmented else 1})
 
@@ -188,6 +190,9 @@ KINDS: dict[str, _Kind] = {
     "lr-schedule": _values("lr_schedule/name", "constant", "step", "cosine", "one_cycle", "plateau"),
     EARLY_STOPPING: _Kind((), _patiences, _patience, open=True),
     "augmentation": _Kind(("augment",), lambda base, task: list(_augmentations(base, task)), _augmentation),
+    "policy": _values("augment/policy", "none", "trivialaugment", "randaugment"),
+    "color-jitter": _values("augment/color_jitter", "0.0", "0.2", "0.4", open=True),
+    "mix": _values("augment/mix", "none", "mixup", "cutmix"),
     "optimizer": _Kind(("optimizer",), lambda base, task: list(USUAL), _optimizer),
     "activation": _values("model/activation", "relu", "mish", "silu", "gelu", family="cnn"),
     "kernel-size": _Kind(("model/kernel_sizes",), lambda base, task: ("3", "5"), _kernel_size, "cnn", open=True),

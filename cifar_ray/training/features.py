@@ -19,7 +19,7 @@ from cifar_ray.config import ResNetConfig, TrialConfig
 from cifar_ray.files import cache_folder, read_json, write_bytes, write_json
 from cifar_ray.models.classifier import Classifier
 from cifar_ray.models.resnet import ResNet
-from cifar_ray.training import augment
+from cifar_ray.training.augment import Augmentation, mirrored
 
 FORMAT = 2
 """To be raised when the same images and weights would give other features."""
@@ -78,11 +78,12 @@ def head_features(
 def _batches(model: Classifier, config: TrialConfig, images: Tensor, fill: Tensor, view: int) -> Iterator[Tensor]:
     """Version `view` of the images in batches (B, C, H, W); 0 is as they are."""
     torch.manual_seed(view)
-    mirrored = augment.mirrored(config.augment, len(images), seed=0, epoch=view).to(images.device)
+    # These may come class by class: in groups, a class would be told by its operation.
+    augmentation = Augmentation(config.augment, fill, num_groups=len(images))
+    flip = mirrored(config.augment, len(images), seed=0, epoch=view).to(images.device)
     for index in torch.arange(len(images), device=images.device).split(model.eval_batch_size):
         if view:
-            draws = augment.draw(config.augment, mirrored[index], images.shape[-1])
-            yield augment.gather(images, index, draws, config.augment.cutout, fill)
+            yield augmentation.images(images, index, flip[index])
         else:
             yield images[index].contiguous(memory_format=torch.channels_last)
 

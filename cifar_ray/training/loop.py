@@ -22,7 +22,7 @@ from cifar_ray.errors import InputError
 from cifar_ray.models.classifier import Classifier, build_model
 from cifar_ray.models.resnet import ResNet
 from cifar_ray.results.records import Row
-from cifar_ray.training import augment
+from cifar_ray.training.augment import Augmentation, mirrored
 from cifar_ray.training.device_data import DeviceData
 from cifar_ray.training.features import Features, head_features
 from cifar_ray.training.metrics import loss_and_accuracy, ranking_metric
@@ -90,12 +90,34 @@ class Outcome:
 
 
 def training_loss(logits: Tensor, labels: Tensor, config: TrialConfig, balanced_weights: Tensor) -> Tensor:
-    """Cross-entropy of logits (B, C) against labels (B,), smoothed and weighted as `config` says: a scalar."""
+    """Cross-entropy of logits (B, C) against labels, smoothed and weighted as `config` says: a scalar.
+
+    Labels are classes (B,), or of mixed images the shares of the classes (B, C), where the loss is the mean of the
+    classes' losses by share.
+    """
     if config.class_weights == "none":
         return functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+    if labels.ndim == 1:
+        weights = balanced_weights[labels]
+    else:
+        weighted = labels * balanced_weights
+        weights = weighted.sum(1)
+        labels = weighted / weights[:, None]
     losses = functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing, reduction="none")
     # A plain mean: divided by the weights of the batch, as PyTorch would, it would depend on how ranks share a batch.
-    return (losses * balanced_weights[labels]).mean()
+    return (losses * weights).mean()
+
+
+def training_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of the images that are classified right: a scalar on the device.
+
+    Labels are as those of :func:`training_loss`. A mixed image counts by its share of the class that it is taken for,
+    as in the code of Zhang et al. 2018 (arXiv:1710.09412): 100 % is out of reach, by as much as is mixed.
+    """
+    predicted = logits.argmax(1)
+    if labels.ndim == 1:
+        return (predicted == labels).float().mean()
+    return labels.gather(1, predicted[:, None]).mean()
 
 
 @torch.inference_mode()
@@ -151,6 +173,7 @@ class Training:
         if config.sync_batch_norm and ranks.world_size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model = model.to(memory_format=torch.channels_last)
+        self.augmentation = Augmentation(config.augment, data.fill)
         self.features: Features | None = None
         features_s = 0.0
         self.part: nn.Module = self.model
@@ -194,7 +217,8 @@ class Training:
         """Train on the images in `order` (N,), as `epoch` (from 1) augments them, without the last partial batch.
 
         Returns:
-            (3,) float tensor on the device: mean loss, accuracy (under augmentation), largest gradient norm.
+            (3,) float tensor on the device: mean loss, accuracy (under augmentation, see :func:`training_accuracy`),
+            largest gradient norm.
         """
         config, model = self.experiment.config, self.parallel
         model.train()
@@ -210,27 +234,25 @@ class Training:
             self.optimizer.step()
             self.lr_schedule.step()
             grad_norm_max = torch.maximum(grad_norm_max, grad_norm)
-            sums += torch.stack([loss.detach(), (logits.detach().argmax(1) == labels).float().mean()])
+            sums += torch.stack([loss.detach(), training_accuracy(logits.detach(), labels)])
             num_steps += 1
         if self.ranks.world_size > 1:
             dist.all_reduce(sums, op=dist.ReduceOp.SUM)
         return torch.cat([sums / (num_steps * self.ranks.world_size), grad_norm_max[None]])
 
     def _batches(self, order: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's share of every whole batch: augmented images, or features for a head, and labels (B,)."""
+        """This rank's share of every whole batch: augmented images, or features for a head, and their labels."""
         config, data, ranks, seed = self.experiment.config, self.data, self.ranks, self.experiment.seed
-        fill = data.fill
         view = self.features.train[(epoch - 1) % len(self.features.train)] if self.features else None
-        mirrored = augment.mirrored(config.augment, len(data.train_labels), seed, epoch).to(order.device)
+        flip = mirrored(config.augment, len(data.train_labels), seed, epoch).to(order.device)
         batch_size = min(config.batch_size, len(order)) // ranks.world_size * ranks.world_size
         for start in range(0, len(order) // batch_size * batch_size, batch_size):
             index = order[start : start + batch_size][ranks.rank :: ranks.world_size]
             if view is None:
-                draws = augment.draw(config.augment, mirrored[index], data.train_images.shape[-1])
-                inputs = augment.gather(data.train_images, index, draws, config.augment.cutout, fill)
+                inputs = self.augmentation.images(data.train_images, index, flip[index])
+                yield self.augmentation.mix(inputs, data.train_labels[index], data.num_classes)
             else:
-                inputs = view[index].float()
-            yield inputs, data.train_labels[index]
+                yield view[index].float(), data.train_labels[index]
 
     def epoch(self) -> Row:
         """Train the next epoch and validate; return what was measured. Raises as :func:`run_experiment` does."""
@@ -349,12 +371,17 @@ def run_experiment(
 
     Raises:
         NonFiniteLossError: the loss became infinite or NaN.
-        InputError: the batch size cannot be divided over the ranks, the network cannot take the images, or the
-            validation images have no such metric.
+        InputError: the batch size cannot be divided over the ranks or leaves none with two images to mix, the network
+            cannot take the images, or the validation images have no such metric.
     """
     config, max_epochs, patience = experiment.config, experiment.max_epochs, experiment.patience
     if config.batch_size % ranks.world_size:
         raise InputError(f"batch_size {config.batch_size} cannot be divided over {ranks.world_size} workers")
+    if config.augment.mix != "none" and min(config.batch_size, len(data.train_labels)) < 2 * ranks.world_size:
+        raise InputError(
+            f"augment/mix {config.augment.mix!r} mixes the images that a worker has of a batch, and it has one; "
+            "use a larger batch_size or fewer workers"
+        )
     if config.sync_batch_norm and data.train_images.device.type == "cpu":
         raise InputError("sync_batch_norm: batch norm is only synchronised on GPUs; leave it out")
     training = Training(experiment, data, pretrained, ranks)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +18,10 @@ from helpers.images import make_tree, private_cache  # noqa: F401 (a fixture)
 
 from cifar_ray.cli.console import Console
 from cifar_ray.cli.flags import TuneSettings
-from cifar_ray.config import Task
+from cifar_ray.config import AugmentConfig, Task, TrialConfig
 from cifar_ray.data.splits import load_data
 from cifar_ray.distributed.hardware import Hardware, Node, Workers
-from cifar_ray.driver.run import Phases, Run, sigterm_as_ctrl_c
+from cifar_ray.driver.run import Phases, Run, check_batch_sizes, sigterm_as_ctrl_c
 from cifar_ray.driver.start import describe_data, load_run_data, make_task
 from cifar_ray.errors import InputError
 
@@ -148,6 +149,18 @@ def test_a_full_disk_is_told_before_anything_is_made(tmp_path: Path, monkeypatch
     with pytest.raises(InputError, match=r"--runs-dir: 5 MB are free in .*, a run needs 200: make room there"):
         Run(settings(tmp_path), "tune", "cnn")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_workers_that_have_one_image_each_to_mix_are_refused() -> None:
+    workers = Workers(2, 2, {"CPU": 1, "GPU": 0})
+    mixed = TrialConfig(augment=AugmentConfig(mix="mixup"), batch_size=4)
+    check_batch_sizes(workers, "--workers", [("mixed", mixed), ("plain", TrialConfig(batch_size=2))])
+    with pytest.raises(InputError) as refused:
+        check_batch_sizes(workers, "--workers", [("mixed", replace(mixed, batch_size=2))])
+    assert str(refused.value) == (
+        "--workers: of batches of 2 images 2 workers have one each, and augment/mix 'mixup' mixes several (mixed); "
+        "give fewer"
+    )
 
 
 def test_phases_add_up_over_the_sessions_of_a_run() -> None:

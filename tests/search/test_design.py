@@ -64,6 +64,41 @@ def test_one_factor_moves_at_a_time_with_the_keys_that_belong_to_it() -> None:
     assert changes(found["augmentation=none"], SMALL) == {"augment/crop_padding": 0, "augment/flip": "none"}
 
 
+def test_policy_colour_jitter_and_mixing_are_factors_of_their_own() -> None:
+    found = design("policy", "color-jitter", "mix=mixup,cutmix", "augmentation=none")
+    assert [arm.name for arm in found.arms[1:]] == [
+        "policy=trivialaugment",
+        "policy=randaugment",
+        "color-jitter=0.2",
+        "color-jitter=0.4",
+        "mix=mixup",
+        "mix=cutmix",
+        "augmentation=none",
+    ]
+    assert [factor.base_level for factor in found.factors[:3]] == ["none", "0.0", "none"]
+    assert changes(arms(found)["policy=randaugment"], SMALL) == {"augment/policy": "randaugment"}
+    assert changes(arms(found)["color-jitter=0.4"], SMALL) == {"augment/color_jitter": 0.4}
+    assert changes(arms(found)["mix=cutmix"], SMALL) == {"augment/mix": "cutmix"}
+    assert changes(arms(design("augment/color_jitter=0.7"))["color-jitter=0.7"], SMALL) == {"augment/color_jitter": 0.7}
+    mixed = replace(SMALL, augment=replace(SMALL.augment, mix="mixup"))
+    assert arms(design("augmentation=none", base=mixed))["augmentation=none"].config.augment == AugmentConfig(
+        mix="mixup"
+    )
+
+
+def test_a_head_on_kept_features_is_not_compared_where_images_are_mixed() -> None:
+    frozen = preset("resnet18-frozen", TASK)
+    left_out = design("mix", "optimizer=sgd", base=frozen).left_out
+    assert [(one.factor, one.level) for one in left_out] == [("mix", "mixup"), ("mix", "cutmix")]
+    assert left_out[0].reason.startswith("augment/mix 'mixup' needs images")
+    tuned = preset("resnet18-finetune", TASK)
+    jittered = replace(tuned, augment=AugmentConfig(color_jitter=0.4))
+    head = arms(design("finetune=head", base=jittered))["finetune=head"]
+    assert changes(head, jittered) == {"model/finetune": "head", "model/feature_views": 4}
+    mixed = replace(tuned, augment=replace(tuned.augment, mix="cutmix"))
+    assert [one.level for one in design("finetune", base=mixed).left_out] == ["head"]
+
+
 def test_a_backbone_comes_with_what_it_can_have() -> None:
     base = preset("resnet18-finetune", TASK)
     found = arms(design(base=base))
@@ -143,6 +178,13 @@ def test_any_key_can_be_varied_and_commas_in_brackets_do_not_part_levels() -> No
         (["norm=batch"], None, "--vary norm: batch is what the base has; give another level as well"),
         (["dropout=7"], None, "--vary dropout=7: model/dropout: Input should be less than 1"),
         (["kernel-size=4"], None, "--vary kernel-size=4: model/kernel_sizes/0: Input should be 1, 3, 5 or 7"),
+        (["mix=cutout"], None, "--vary mix: no level 'cutout'; take of none, mixup, cutmix"),
+        (["policy=auto"], None, "--vary policy: no level 'auto'; take of none, trivialaugment, randaugment"),
+        (
+            ["color-jitter=2"],
+            None,
+            "--vary color-jitter=2: augment/color_jitter: Input should be less than or equal to",
+        ),
         (["early-stopping=0"], None, "--vary early-stopping: no level '0'; take of 3, 5, 10"),
         (["early-stopping=30"], None, "--vary: nothing is left to vary: early-stopping: a training has 30 epochs"),
         (["norm", "model/norm=none"], None, "--vary: norm is given twice; give all of its levels at once"),
@@ -188,7 +230,9 @@ def test_levels_are_compared_at_their_own_rates_with_the_base_at_its_own() -> No
 
 
 def test_factors_and_levels_are_told_in_help() -> None:
-    from cifar_ray.ablate import FACTORS
+    from cifar_ray.ablate import FACTORS, MORE_FACTORS
 
     told = FACTORS.replace(";", ",").replace("of a ResNet ", "").split(", ")
     assert told == [*STANDARD["cnn"], *STANDARD["resnet"]] and set(told) <= set(KINDS)
+    more = MORE_FACTORS.replace(" (augmentation by torchvision)", "").split(", ")
+    assert sorted([*told, *more]) == sorted(KINDS)

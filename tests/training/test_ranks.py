@@ -32,7 +32,10 @@ EVERYTHING = replace(
     optimizer=OptimizerConfig(name="muon", lr=0.02),
     class_weights="balanced",
 )
-CONFIGS = {"plain": PARALLEL, "weighted": WEIGHTED, "augmented": AUGMENTED, "everything": EVERYTHING}
+MIXED = replace(WEIGHTED, augment=AugmentConfig(policy="trivialaugment", color_jitter=0.2, mix="cutmix"))
+CONFIGS = {
+    "plain": PARALLEL, "weighted": WEIGHTED, "augmented": AUGMENTED, "everything": EVERYTHING, "mixed": MIXED,
+}  # fmt: skip
 RESNETS = {
     "frozen norm": resnet_config(freeze_norm_statistics=True, lr=0.01, backbone_lr=1.0),
     "gradual": resnet_config(freeze_norm_statistics=True, lr=0.01, backbone_lr=1.0, finetune="gradual"),

@@ -16,7 +16,7 @@ from cifar_ray.errors import InputError
 from cifar_ray.models.classifier import Classifier, build_model
 from cifar_ray.models.cnn import CNN, ConvBlock, PatchWhitening
 from cifar_ray.models.saved import load_model, pack_weights, save_model
-from cifar_ray.training import loop
+from cifar_ray.training import augment
 from cifar_ray.training.augment import Draws
 from cifar_ray.training.device_data import DeviceData
 from cifar_ray.training.loop import Experiment, Outcome, run_experiment
@@ -127,7 +127,7 @@ def test_alternating_flips_show_every_image_both_ways_in_two_epochs(monkeypatch:
         shown.append(flips)
         return images[index]
 
-    monkeypatch.setattr(loop.augment, "gather", noting)
+    monkeypatch.setattr(augment, "gather", noting)
     train(tiny_config(augment=AugmentConfig(flip="alternating"), batch_size=64), 3)  # one step an epoch
     first, second, third = shown
     assert set(first.tolist()) == {0, 1}
