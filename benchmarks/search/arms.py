@@ -109,7 +109,6 @@ ARMS: dict[str, Callable[[SearchTask, int], Arm]] = {
     "random, no stopping": partial(stock, scheduler=no_stopping, sampler=optuna.samplers.RandomSampler),
     "ours, tpe": partial(ours, sampler="tpe"),
     "ours, random": partial(ours, sampler="random"),
-    "ours, additive": partial(ours, sampler="additive"),
-    "ours, mutation": partial(ours, sampler="additive", num_candidates=1),
+    "ours, mutation": partial(ours, sampler="mutation"),
 }
 """By name; `STOCK` is what the others are measured against."""

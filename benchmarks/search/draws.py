@@ -23,7 +23,7 @@ from tasks import TASKS
 from cifar_ray.search.samplers import sampler_of
 from cifar_ray.search.study import open_study
 
-SAMPLERS = ("additive", "tpe", "random")
+SAMPLERS = ("mutation", "tpe", "random")
 AT = (50, 200, 1000, 3000)
 NUM_MEASURED = 20
 

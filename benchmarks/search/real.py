@@ -41,7 +41,7 @@ from cifar_ray.training.loop import NonFiniteLossError, run_experiment
 
 NUM_SLOTS = 2
 FRESH_SEEDS = (900_001, 900_002, 900_003)
-REAL_ARMS = (STOCK, "stock, our grace", "random, stock ASHA", "ours, tpe")
+REAL_ARMS = (STOCK, "stock, our grace", "random, stock ASHA", "ours, tpe", "ours, mutation")
 
 
 class Incumbents:

@@ -175,9 +175,9 @@ class TuneSettings(TrainingSettings):
     )
     sampler: str = flag(
         "tpe",
-        "how configurations are drawn: tpe (Optuna's, learns from the trials so far), additive (changes the best one, "
-        "by what each choice seems to add) or random",
-        one_of("additive", "tpe", "random"),
+        "how configurations are drawn: tpe (Optuna's, learns from the trials so far), mutation (changes the best one "
+        "in a few parameters) or random",
+        one_of("mutation", "tpe", "random"),
     )
     max_params: int | None = flag(None, "only models of at most this many parameters: 150k, 1M", values.count, "N")
     finalists: int = flag(

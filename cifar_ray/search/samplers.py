@@ -6,7 +6,7 @@ from functools import partial
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 from cifar_ray.config import Task
-from cifar_ray.search.additive import AdditiveSampler
+from cifar_ray.search.mutation import MutationSampler
 from cifar_ray.search.space import Space
 
 
@@ -19,9 +19,9 @@ def tpe(seed: int) -> BaseSampler:
 
 
 def sampler_of(name: str, space: Space, task: Task) -> Callable[[int], BaseSampler]:
-    """What makes the sampler `additive`, `tpe` or `random` of a space from a seed."""
+    """What makes the sampler `mutation`, `tpe` or `random` of a space from a seed."""
     makers: dict[str, Callable[[int], BaseSampler]] = {
-        "additive": partial(AdditiveSampler, space, task),
+        "mutation": partial(MutationSampler, space, task),
         "tpe": tpe,
         "random": RandomSampler,
     }

@@ -83,7 +83,7 @@ def test_bad_input_is_one_line_and_leaves_no_run_folder(
         (["--time-budget", "soon"], "--time-budget: must be a duration such as 90s, 10m or 1h30m, not 'soon'"),
         (["--max-params", "many"], "--max-params: must be a number above 0 such as 150k or 1M, not 'many'"),
         (["--metric", "top5"], "--metric: must be one of accuracy, auc, f1, not 'top5'"),
-        (["--sampler", "grid"], "--sampler: must be one of additive, tpe, random, not 'grid'"),
+        (["--sampler", "grid"], "--sampler: must be one of mutation, tpe, random, not 'grid'"),
         (["--precision", "fp8"], "--precision: must be one of auto, fp32, bf16, not 'fp8'"),
         (
             ["--set", "precision=bf16"],

@@ -366,7 +366,7 @@ def test_a_killed_search_goes_on_with_what_was_running_under_its_number_and_para
     assert trials[2].intermediate_values[1] == 0.25  # what it had reported before stays
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "additive"])
+@pytest.mark.parametrize("sampler", ["tpe", "mutation"])
 def test_what_is_fixed_is_in_every_trial_of_a_search_and_in_no_parameter_of_its_study(
     tmp_path: Path, sampler: str
 ) -> None:
