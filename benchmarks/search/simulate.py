@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=[name for name, task in TASKS.items() if task.num_table])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--seeds", type=int, default=32, help="search seeds")
-    parser.add_argument("--first-seed", type=int, default=1000, help="the first of them; below 64: for tuning")
+    parser.add_argument("--first-seed", type=int, default=1000, help="the first of them; below 1000: for tuning")
     parser.add_argument("--slots", type=int, default=2)
     args = parser.parse_args()
     arms = list(dict.fromkeys([STOCK, *args.arms]))

@@ -174,9 +174,9 @@ class TuneSettings(TrainingSettings):
         1, "workers that train each model together, in the search and in the finals", at_least(1), "N"
     )
     sampler: str = flag(
-        "tpe",
-        "how configurations are drawn: tpe (Optuna's, learns from the trials so far), mutation (changes the best one "
-        "in a few parameters) or random",
+        "mutation",
+        "how configurations are drawn: mutation (changes the best trial so far in one parameter or a few), tpe "
+        "(Optuna's) or random",
         one_of("mutation", "tpe", "random"),
     )
     max_params: int | None = flag(None, "only models of at most this many parameters: 150k, 1M", values.count, "N")

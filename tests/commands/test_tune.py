@@ -55,7 +55,7 @@ def test_the_run_folder_holds_what_it_promises(run: Any) -> None:
 def test_run_json_says_how_the_run_came_about(run: Any) -> None:
     about = json.loads((run[0] / "run.json").read_text())
     assert about["command"].endswith("--name small")
-    assert about["settings"]["trials"] == 5 and about["settings"]["sampler"] == "tpe"
+    assert about["settings"]["trials"] == 5 and about["settings"]["sampler"] == "mutation"
     assert about["data"]["fingerprint"] == load_data("digits", train_size=500).fingerprint
     assert about["data"]["num_train"] + about["data"]["num_val"] == 500
     assert set(about["phases_s"]) == {"startup", "search", "finals", "evaluation", "report"}
@@ -146,5 +146,5 @@ def test_help_shows_every_default(run_command: Command) -> None:
     done = run_command("tune", "--help")
     assert done.returncode == 0
     text = " ".join(done.stdout.split())
-    for shown in ("(default: cifar10)", "(default: 50)", "(default: 30)", "(default: tpe)", "(default: runs)"):
+    for shown in ("(default: cifar10)", "(default: 50)", "(default: 30)", "(default: mutation)", "(default: runs)"):
         assert shown in text
