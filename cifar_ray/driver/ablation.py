@@ -12,8 +12,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import ray
-
 from cifar_ray.cli.console import Console
 from cifar_ray.cli.flags import AblateSettings
 from cifar_ray.data.splits import DataSplits, redrawn
@@ -26,7 +24,7 @@ from cifar_ray.driver.finals import train_finals
 from cifar_ray.driver.named import Saved, design_of
 from cifar_ray.driver.probe import fit_memory, measure_speeds, settle_precision
 from cifar_ray.driver.run import Run, check_batch_sizes
-from cifar_ray.driver.stages import begin, finish, make_workload, recorded, share_weights
+from cifar_ray.driver.stages import begin, finish, make_workload, recorded, trial_settings
 from cifar_ray.driver.start import describe_data, make_task
 from cifar_ray.errors import InputError
 from cifar_ray.files import read_json, write_json
@@ -79,15 +77,7 @@ def train_arms(
     if settings.resplit:
         splits = [redrawn(data, seed) for seed in _seeds(settings)]
     check_batch_sizes(workers, settings.workers_flag, ((arm.name, arm.config) for arm in design.trained))
-    shared = TrialSettings(
-        data=[ray.put(one.training_arrays()) for one in splits],
-        num_classes=task.num_classes,
-        max_epochs=settings.max_epochs,
-        patience=None,
-        metric=str(settings.metric),
-        num_threads=settings.cpus_per_trial,
-        pretrained=share_weights(run, console, [arm.config for arm in design.trained]),
-    )
+    shared = trial_settings(run, console, splits, [arm.config for arm in design.trained], patience=None)
     design = design_of(settings, task, saved, settle_precision(run, console, processes, design.base, shared))
     run.check_unchanged(arms={arm.name: arm.config.to_dict() for arm in design.arms})
     _show_design(console, design, settings)

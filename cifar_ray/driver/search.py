@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import optuna
 import psutil
-import ray
 from optuna.trial import TrialState
 
 from cifar_ray.cli.console import Console
@@ -24,7 +23,7 @@ from cifar_ray.driver.estimate import Clock, check_time_budget, estimate, shares
 from cifar_ray.driver.finals import read_checkpoint
 from cifar_ray.driver.probe import fit_memory, measure_speeds, settle_precision
 from cifar_ray.driver.run import Run, check_batch_sizes
-from cifar_ray.driver.stages import begin, finish, make_workload, recorded, share_weights
+from cifar_ray.driver.stages import begin, finish, make_workload, recorded, trial_settings
 from cifar_ray.driver.start import describe_data, make_task
 from cifar_ray.results.ranking import finalists
 from cifar_ray.results.records import Row, RunFolder, State, read_name, write_trials
@@ -66,15 +65,8 @@ def search(
         check_batch_sizes(
             workers, settings.workers_flag, ((f"as in space {space.name}", config) for _, config in drawn)
         )
-    shared = TrialSettings(
-        data=[ray.put(data.training_arrays())],
-        num_classes=task.num_classes,
-        max_epochs=settings.max_epochs,
-        patience=max(2, settings.max_epochs // 3),
-        metric=str(settings.metric),
-        num_threads=settings.cpus_per_trial,
-        pretrained=share_weights(run, console, [config for drawn in samples for _, config in drawn]),
-    )
+    configs = [config for drawn in samples for _, config in drawn]
+    shared = trial_settings(run, console, [data], configs, patience=max(2, settings.max_epochs // 3))
     precision = settle_precision(run, console, processes, spaces[0].default_config(task), shared)
     spaces = [replace(space, precision=precision) for space in spaces]
     speeds, memory = measure_speeds(processes, [space.default_config(task) for space in spaces], shared)

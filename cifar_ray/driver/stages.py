@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from cifar_ray.cli.console import Console
 from cifar_ray.config import TrialConfig
 from cifar_ray.data.decode import Images
@@ -145,6 +147,26 @@ def share_weights(run: Run[Any], console: Console, configs: Iterable[TrialConfig
         console.line(f"weights     {fact['backbone']}: {fact['source']} (SHA-256 {fact['sha256'][:12]})")
     run.check_unchanged(weights=facts)
     return refs
+
+
+def trial_settings(
+    run: Run[Any], console: Console, splits: Sequence[DataSplits], configs: Iterable[TrialConfig], patience: int | None
+) -> TrialSettings:
+    """What the trainings of a run share, with all images and weights put where every process finds them.
+
+    Raises:
+        InputError: see :func:`share_weights`.
+    """
+    settings = run.settings
+    return TrialSettings(
+        data=[ray.put(one.training_arrays()) for one in splits],
+        num_classes=len(splits[0].class_names),
+        max_epochs=settings.max_epochs,
+        patience=patience,
+        metric=str(settings.metric),
+        num_threads=settings.cpus_per_trial,
+        pretrained=share_weights(run, console, configs),
+    )
 
 
 def make_workload(workers: Workers, data: DataSplits, max_epochs: int, seeds: int, num_on_corrupted: int) -> Workload:

@@ -4,19 +4,16 @@ import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import ray
-
 from cifar_ray.cli.console import Console
 from cifar_ray.cli.flags import TrainSettings
 from cifar_ray.config import TrialConfig
 from cifar_ray.data.splits import DataSplits
-from cifar_ray.distributed.process import TrialSettings
 from cifar_ray.distributed.processes import Processes
 from cifar_ray.distributed.workers import FinalModel
 from cifar_ray.driver.named import Saved, named_configs
 from cifar_ray.driver.probe import fit_memory, measure_speeds, settle_precision
 from cifar_ray.driver.run import Run, check_batch_sizes
-from cifar_ray.driver.stages import begin, finish, make_workload, recorded, share_weights
+from cifar_ray.driver.stages import begin, finish, make_workload, recorded, trial_settings
 from cifar_ray.driver.start import describe_data, make_task
 from cifar_ray.text import duration
 from cifar_ray.training.seeds import derived_seed
@@ -37,15 +34,7 @@ def train_named(
     task = make_task(run, data, workers.device)
     configs = named_configs(settings, task, saved)
     check_batch_sizes(workers, settings.workers_flag, configs.items())
-    shared = TrialSettings(
-        data=[ray.put(data.training_arrays())],
-        num_classes=task.num_classes,
-        max_epochs=settings.max_epochs,
-        patience=settings.patience,
-        metric=str(settings.metric),
-        num_threads=settings.cpus_per_trial,
-        pretrained=share_weights(run, console, configs.values()),
-    )
+    shared = trial_settings(run, console, [data], configs.values(), settings.patience)
     precision = settle_precision(run, console, processes, next(iter(configs.values())), shared)
     configs = named_configs(settings, task, saved, precision)
     models = _named_models(settings, configs, saved)
