@@ -22,9 +22,10 @@ from PIL import Image
 from cifar_ray.config import CNNConfig, TrialConfig
 from cifar_ray.data.decode import decode_image
 from cifar_ray.errors import InputError
+from cifar_ray.evaluation.predictions import BATCH_SIZE, classify, find_images, prediction
 from cifar_ray.models.classifier import build_model
 from cifar_ray.models.saved import load_model, pack_weights, save_model
-from cifar_ray.predict import BATCH_SIZE, MIN_COLUMNS, Table, classify, find_images, json_row
+from cifar_ray.predict import MIN_COLUMNS, Table
 from cifar_ray.results.config_json import read_card, write_card
 from cifar_ray.training.loop import eval_model
 
@@ -253,7 +254,7 @@ def test_names_that_the_terminal_cannot_show(model: Path, tmp_path: Path) -> Non
     output, errors = process.communicate(timeout=300)
     assert output.splitlines()[1].startswith("?.png  ")
     assert errors == "error: ?.png: not an image of a known format\n"
-    row = json_row(Path(odd), CLASS_NAMES, [0.5, 0.3, 0.2])
+    row = json.dumps(prediction(Path(odd), CLASS_NAMES, [0.5, 0.3, 0.2]))
     assert row.isascii() and json.loads(row)["image"] == odd, "a program gets the name itself"
 
 
