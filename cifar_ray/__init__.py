@@ -1,7 +1,14 @@
 """Ray-distributed hyperparameter search for image classifiers."""
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cifar_ray.api import Run, ablate, evaluate, predict, train, tune
+    from cifar_ray.errors import InputError
+    from cifar_ray.models.saved import load_model
+
+__all__ = ["InputError", "Run", "ablate", "evaluate", "load_model", "predict", "train", "tune"]
 
 __version__ = "0.1.0"
 
@@ -10,8 +17,13 @@ BEGAN = time.monotonic()
 
 
 def __getattr__(name: str) -> Any:
+    # Not at once: the commands need none of it, and torch, which a model needs, takes seconds to import.
     if name == "load_model":
-        from cifar_ray.models.saved import load_model  # not at once: torch takes seconds to import
+        from cifar_ray.models.saved import load_model
 
         return load_model
+    if name in __all__:
+        from cifar_ray import api
+
+        return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

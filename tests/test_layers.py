@@ -13,6 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 COMMANDS = {"tune", "train", "ablate", "evaluate", "report", "predict"}
 
 LAYERS = (
+    "api",
     "driver",
     "presets",
     "tracking",
@@ -39,6 +40,7 @@ WITHOUT = {
     **dict.fromkeys(("errors", "text", "files", "config", "results", "reporting", "cli"), TORCH | RAY | OPTUNA),
     **dict.fromkeys(("data", "models", "training", "tracking"), RAY | OPTUNA),
     **dict.fromkeys(("distributed", "evaluation"), OPTUNA),
+    "api": RAY | OPTUNA,
 }
 """Packages that the code of a layer does without, so that what needs little starts fast and is tried alone."""
 

@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import platform
-import secrets
 import shlex
 import shutil
 import signal
@@ -25,7 +24,7 @@ from cifar_ray.config import TrialConfig
 from cifar_ray.distributed.hardware import Hardware, Workers
 from cifar_ray.errors import InputError
 from cifar_ray.files import read_json, write_json
-from cifar_ray.results.records import MAX_NAME_BYTES, RunFolder
+from cifar_ray.results.records import RunFolder, run_name
 
 PACKAGES = ("cifar_ray", "torch", "torchvision", "ray", "optuna", "numpy", "scikit-learn")
 
@@ -86,10 +85,7 @@ class Run(Generic[Settings]):
                     _check_room(self.folder.root)
                 refused.pop_all()
         else:
-            stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-            # The end tells apart runs that begin in the same second.
-            what = _clip(f"{label}-{Path(settings.data or '').name}", MAX_NAME_BYTES // 2)
-            name = settings.name or f"{what}-{stamp}-{secrets.token_hex(2)}"
+            name = settings.name or run_name(f"{label}-{Path(settings.data or '').name}")
             self.folder = RunFolder((settings.runs_dir / name).absolute())
             self._check_place()
         self.phases = Phases(self.about.get("phases_s", {}))
@@ -266,11 +262,6 @@ def _check_room(folder: Path) -> None:
     free_mb = shutil.disk_usage(folder).free / 1e6
     if free_mb < NEEDED_MB:
         raise InputError(f"--runs-dir: {free_mb:.0f} MB are free in {folder}, a run needs {NEEDED_MB}: make room there")
-
-
-def _clip(text: str, num_bytes: int) -> str:
-    """Return what of a text fits in so many bytes; what UTF-8 cannot hold (undecodable file names) becomes `?`."""
-    return text.encode(errors="replace")[:num_bytes].decode(errors="ignore")
 
 
 def _now() -> str:

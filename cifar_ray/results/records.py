@@ -7,10 +7,12 @@ import it early.
 from __future__ import annotations
 
 import csv
+import datetime
 import io
 import json
 import math
 import os
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -148,6 +150,18 @@ def slot_seconds(spent: Iterable[Mapping[str, float]], slot_s: float) -> dict[st
     # Where Ray had a process ready before the one in whose place it came had ended, their seconds overlap.
     kinds["startup"] += min(idle, 0.0)
     return {**{kind: seconds for kind, seconds in kinds.items() if seconds > 0}, "idle": max(idle, 0.0)}
+
+
+def run_name(what: str) -> str:
+    """A name for a new run: what it is, and the time."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    # The end tells apart runs that begin in the same second.
+    return f"{_clip(what, MAX_NAME_BYTES // 2)}-{stamp}-{secrets.token_hex(2)}"
+
+
+def _clip(text: str, num_bytes: int) -> str:
+    """Return what of a text fits in so many bytes; what UTF-8 cannot hold (undecodable file names) becomes `?`."""
+    return text.encode(errors="replace")[:num_bytes].decode(errors="ignore")
 
 
 def folder_name(text: Any) -> str:
