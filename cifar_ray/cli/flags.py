@@ -38,7 +38,7 @@ class RunSettings:
                 "seeds",
                 "resplit",
             ),
-            *("patience", "sampler", "weights", "precision", "seed", "show"),
+            *("patience", "sampler", "warm_start", "weights", "precision", "seed", "show"),
         ),
         "on what data": ("data", "data_dir", "train_size", "image_size", "skip_bad_images"),
         "limits": ("time_budget", "max_params", "dry_run"),
@@ -178,6 +178,12 @@ class TuneSettings(TrainingSettings):
         "how configurations are drawn: mutation (changes the best trial so far in one parameter or a few), tpe "
         "(Optuna's) or random",
         one_of("mutation", "tpe", "random"),
+    )
+    warm_start: tuple[Path, ...] = flag(
+        (),
+        "try the best three trials of this run first, which searched the same space; may be given several times",
+        values.path,
+        "RUN",
     )
     max_params: int | None = flag(None, "only models of at most this many parameters: 150k, 1M", values.count, "N")
     finalists: int = flag(

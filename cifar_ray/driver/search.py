@@ -2,7 +2,7 @@
 
 import contextlib
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,12 +27,14 @@ from cifar_ray.driver.stages import begin, finish, make_workload, recorded, tria
 from cifar_ray.driver.start import describe_data, make_task
 from cifar_ray.results.ranking import finalists
 from cifar_ray.results.records import Row, RunFolder, State, read_name, write_trials
+from cifar_ray.search.mutation import Params
 from cifar_ray.search.progress import Progress, TimeLimit
 from cifar_ray.search.samplers import sampler_of
 from cifar_ray.search.searcher import StudySearcher, TrialCheckpoint, count_config_params
 from cifar_ray.search.space import Domain, Space, check_fixed, param_domains, sample_space, union
 from cifar_ray.search.study import SpaceStudy, mend_journal, open_study, study_records
 from cifar_ray.search.tuner import run_search
+from cifar_ray.search.warm_start import warm_starts
 from cifar_ray.text import duration
 from cifar_ray.tracking.live import SearchWatch
 from cifar_ray.training.seeds import derived_seed
@@ -80,10 +82,12 @@ def search(
     if settings.dry_run:
         _show_dry_run(console, workers, samples, settings, task, data, max(of.own for of in memory))
         return 0
+    first = _tried_first(run, console, spaces, task)
     begin(run, console, describe_data(data))
     with recorded(run, console, storage, "search") as rows:
         domains = union(*(param_domains(trial for trial, _ in drawn) for drawn in samples))
-        records = _search_all(run, console, processes, storage, spaces, task, shared, domains, Clock(run, work, speeds))
+        clock = Clock(run, work, speeds)
+        records = _search_all(run, console, processes, storage, spaces, task, shared, domains, clock, first)
         models = _final_models(settings, records, run.folder.study_journal)
         if not models:
             console.line(_why_no_model(records))
@@ -123,6 +127,24 @@ def _show_dry_run(
     console.line("dry run: nothing was trained, and no run folder was made")
 
 
+def _tried_first(
+    run: Run[TuneSettings], console: Console, spaces: Sequence[Space], task: Task
+) -> dict[str, list[Params]]:
+    """Configurations of `--warm-start` by space, each once, and without the default recipe, which is tried anyway.
+
+    None where a run is taken up again: its study has them.
+    """
+    first: dict[str, list[Params]] = {space.name: [] for space in spaces}
+    for path in () if run.resumed else run.settings.warm_start:
+        for space in spaces:
+            for one in warm_starts(path, spaces, task)[space.name]:
+                without = f", without {', '.join(one.left_out)}" if one.left_out else ""
+                console.line(f"warm start  {one.trial} of {path.name}{without}")
+                if one.params not in [space.default_params(task), *first[space.name]]:
+                    first[space.name].append(one.params)
+    return first
+
+
 def _open_studies(run: Run[TuneSettings], console: Console, spaces: Sequence[Space], task: Task) -> list[optuna.Study]:
     """Begin the study of each space, or go on with it."""
     settings, journal = run.settings, run.folder.study_journal
@@ -151,6 +173,7 @@ def _search_all(
     shared: TrialSettings,
     domains: dict[str, Domain],
     clock: Clock,
+    first: Mapping[str, Sequence[Params]],
 ) -> list[Row]:
     """Search each space with its share of the trials and write the records.
 
@@ -160,7 +183,7 @@ def _search_all(
     settings = run.settings
     studies = _open_studies(run, console, spaces, task)
     of_spaces = [
-        SpaceStudy(space, study, index, len(spaces))
+        SpaceStudy(space, study, index, len(spaces), first[space.name])
         for index, (space, study) in enumerate(zip(spaces, studies, strict=True))
     ]
     checkpoints = _trial_checkpoints(run.folder, console, of_spaces)

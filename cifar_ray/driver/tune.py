@@ -9,6 +9,7 @@ from cifar_ray.config import Task
 from cifar_ray.driver.run import Run
 from cifar_ray.driver.start import NO_DATA, load_run_data, started
 from cifar_ray.search.space import load_spaces, sample_space
+from cifar_ray.search.warm_start import warm_starts
 
 NUM_LOOKED_AT = 5
 """Configurations of each space that are drawn before the data is there: they tell how images are to be read."""
@@ -21,6 +22,8 @@ def tune(settings: TuneSettings) -> int:
     backbones = _backbones(settings.weights)
     provisional = replace(NO_DATA, weights=settings.weights or "DEFAULT", backbones=backbones)
     configs = [config for space in spaces for _, config in sample_space(space, provisional, NUM_LOOKED_AT)]
+    for path in settings.warm_start if settings.resume is None else ():
+        warm_starts(path, spaces, provisional)  # what is wrong with it is told before the data is loaded
     run, console = Run(settings, "tune", "-".join(names), settings.resume), Console()
     run.check_unchanged(**{f"the code of space {space.name}": space.sha256 for space in spaces})
     load = partial(load_run_data, settings, str(settings.data), console, configs)

@@ -90,8 +90,9 @@ class StudySearcher(Searcher):
         self.max_params = max_params
         self.checkpoints = checkpoints
         self._running: dict[str, _Running] = {}
-        if not self.study.trials and of_space.space.default is not None:
-            self.study.enqueue_trial(of_space.space.default_params(task))
+        if not self.study.trials:
+            for params in (of_space.space.default_params(task), *of_space.first):
+                self.study.enqueue_trial(params)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         while not self.progress.finished and self.pool.error is None:

@@ -5,7 +5,7 @@ Its journal is the record of the search. Knows nothing of Ray: how trials are ru
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ class SpaceStudy:
     index: int = 0
     """Of the space among the `num_spaces`."""
     num_spaces: int = 1
+    first: Sequence[dict[str, Any]] = ()
+    """Values of parameters that a new study tries after the default recipe, before it draws any."""
 
     def number(self, local_number: int) -> int:
         """Number in the run of a trial that has this one in its study."""

@@ -142,6 +142,23 @@ def test_the_output_reads_well_in_a_pipe(run: Any) -> None:
     assert "Ray" in (run[0] / "ray.log").read_text()
 
 
+@pytest.mark.slow
+def test_a_warm_start_tries_the_best_of_another_run_first(run: Any, tmp_path: Path) -> None:
+    folder, _ = run
+    flags = ["--data", "digits", "--train-size", "500", "--trials", "3", "--max-epochs", "1", "--final-seeds", "1"]
+    done = launcher.run("tune", *flags, "--warm-start", str(folder), "--name", "warm", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    complete = [one for one in read_trials(folder / "trials.jsonl") if one["state"] == "complete"]
+    best = sorted(complete, key=lambda one: (-one["best"]["val_metric"], one["best"]["val_loss"]))[:3]
+    for one in best:
+        assert f"warm start  {one['name']} of small\n" in done.stdout
+    tried = {one["number"]: one["params"] for one in read_trials(tmp_path / "runs" / "warm" / "trials.jsonl")}
+    assert [tried[number] for number in range(3)] == [
+        tried[0],
+        *(one["params"] for one in best if one["name"] != "default"),
+    ][:3]
+
+
 def test_help_shows_every_default(run_command: Command) -> None:
     done = run_command("tune", "--help")
     assert done.returncode == 0
