@@ -42,7 +42,7 @@ from cifar_ray.training.seeds import derived_seed
 NUM_SAMPLES = 200
 """Random configurations drawn from a space at the start: they tell its parameters, and show what is wrong with it."""
 
-TRIAL_MB = 350
+TRIAL_MB = 200
 """What a trial's process holds, which trains nothing itself."""
 
 NUM_SHOWN = 5

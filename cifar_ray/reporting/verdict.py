@@ -47,7 +47,11 @@ def verdict(
         *_against_families(summaries, by_name, metric, default),
     ]
     second = "; ".join(words for words in said if words)
-    first = f"Take {best.config}: {_score_of_best(best, bool(others), metric)}."
+    on_test = by_name.get(default or "")
+    lead = f"Take {best.config}"
+    if default and on_test and on_test.counts_seeds and on_test.high < 0:  # validation, which chose it, misled
+        lead = f"No clear choice between {best.config} and {recipes[default]}"
+    first = f"{lead}: {_score_of_best(best, bool(others), metric)}."
     return first + (f" {second[0].upper()}{second[1:]}." if second else "")
 
 
