@@ -62,7 +62,7 @@ def evaluate_models(settings: EvaluateSettings) -> int:
     return 0
 
 
-def _read_models(paths: Sequence[Path], trust_code: bool) -> tuple[list[_Given], list[str]]:
+def _read_models(paths: Sequence[Path], trust_code: bool = False) -> tuple[list[_Given], list[str]]:
     """Read the models that are given, alone or by their run, each once; also return what is wrong with the others.
 
     Raises:

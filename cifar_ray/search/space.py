@@ -68,10 +68,11 @@ class Space:
         if self.module is None:
             raise InputError(f"{self._source}: its family module needs a network: give --module FILE.py:NAME")
         model = values.get("model", {})
-        params = model.get("params", {}) if isinstance(model, dict) else None
-        if not isinstance(params, dict):
+        if not isinstance(model, dict):
             return values
-        return {**values, "model": {**asdict(self.module), **model, "params": {**self.module.params, **params}}}
+        params = model.get("params", {})
+        params = {**self.module.params, **params} if isinstance(params, dict) else params
+        return {**values, "model": {**asdict(self.module), **model, "params": params}}
 
     def default_config(self, task: Task) -> TrialConfig:
         """The configuration of trial 0. Raises as :meth:`default_params`."""
