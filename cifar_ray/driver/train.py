@@ -54,12 +54,12 @@ def _check_patience(configs: dict[str, TrialConfig]) -> None:
 
 
 def _show(settings: TrainSettings, saved: Sequence[Saved]) -> int:
-    """Print the configurations, those of presets for the images of `--data`."""
+    """Print the configurations, those of presets and the recipes of own networks for the images of `--data`."""
     import torch
 
     task = NO_DATA  # its images are as those of the default, which need not be downloaded for that
     device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() and settings.gpus_per_trial != 0 else "cpu"
-    if settings.preset and (settings.data, settings.image_size) != (DEFAULT_DATA, None):
+    if (settings.preset or settings.module) and (settings.data, settings.image_size) != (DEFAULT_DATA, None):
         configs = named_configs(settings, task, saved).values()
         data = load_data(
             str(settings.data),
