@@ -182,7 +182,7 @@ def predict(model: Any, images: Any, **flags: Any) -> list[dict[str, Any]]:
 
     _, card = read_card(settings.model)
     files = find_images(settings.images)
-    loaded = load_model(settings.model, "cuda" if torch.cuda.is_available() else "cpu")
+    loaded = load_model(settings.model, "cuda" if torch.cuda.is_available() else "cpu", settings.trust_code)
     return [
         {"image": str(file), "error": str(found)}
         if isinstance(found, InputError)

@@ -7,6 +7,7 @@ one line what is wrong with it. Budgets (epochs, patience) are not part of a con
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import field
@@ -149,6 +150,24 @@ class ResNetConfig:
 
 
 @dataclass(frozen=True, config=STRICT_KEYS)
+class ModuleConfig:
+    """A network of the user's own, from a Python file: a class or a function that gives an `nn.Module`.
+
+    It is called as `name(num_classes=..., channels=..., image_size=..., **params)`. The network takes normalised floats
+    (B, channels, image_size, image_size) and gives logits (B, num_classes).
+    """
+
+    file: str
+    """Name of the file, for messages."""
+    name: str
+    """Of the class or function in it."""
+    source: str = field(repr=False)
+    """Text of the file: it travels with the configuration, and is run wherever the network is built."""
+    params: dict[str, pydantic.JsonValue] = field(default_factory=dict)
+    """What else it is called with."""
+
+
+@dataclass(frozen=True, config=STRICT_KEYS)
 class OptimizerConfig:
     """The optimizer and its peak learning rate."""
 
@@ -218,9 +237,9 @@ class AugmentConfig:
 class TrialConfig:
     """Everything that defines a model and how it is trained, but its data, its budget and its seed."""
 
-    family: Literal["cnn", "resnet"] = "cnn"
+    family: Literal["cnn", "resnet", "module"] = "cnn"
     """Model family."""
-    model: CNNConfig | ResNetConfig = field(default_factory=CNNConfig)
+    model: CNNConfig | ResNetConfig | ModuleConfig = field(default_factory=CNNConfig)
     """Architecture, and what of it trains."""
     image_size: Annotated[int, pydantic.Field(ge=8, le=1024)] | None = None
     """Side in pixels that the model itself brings its images to; None takes them as they are."""
@@ -254,6 +273,8 @@ class TrialConfig:
     def __post_init__(self) -> None:
         if self.family == "resnet" and not isinstance(self.model, ResNetConfig):
             raise ValueError("family resnet needs a model with a backbone")
+        if self.family == "module" and not isinstance(self.model, ModuleConfig):
+            raise ValueError("family module needs a model with a source")
         if self.augment.mix != "none" and self.batch_size == 1:
             raise ValueError(
                 f"augment/mix {self.augment.mix!r} mixes the images of a batch, and batch_size is 1; use a larger one"
@@ -286,8 +307,12 @@ class TrialConfig:
 MODEL_CONFIGS: dict[str, pydantic.TypeAdapter[Any]] = {
     "cnn": pydantic.TypeAdapter(CNNConfig),
     "resnet": pydantic.TypeAdapter(ResNetConfig),
+    "module": pydantic.TypeAdapter(ModuleConfig),
 }
 """By family."""
+
+PARAMS = "model/params"
+"""Path of what has keys of the user's own: see `ModuleConfig.params`. Any other key is one of a configuration."""
 
 _TRIAL_CONFIG = pydantic.TypeAdapter(TrialConfig)
 
@@ -329,7 +354,7 @@ def replaced(config: TrialConfig, values: Mapping[str, Any], source: str) -> Tri
     for path, value in values.items():
         holder, where = _holder(changed, path)
         key = path.removeprefix(f"{where}/")
-        if key not in holder:
+        if key not in holder and where != PARAMS:
             raise InputError(f"{source}: {path}: no such key; {where or 'a configuration'} has {', '.join(holder)}")
         holder[key] = value
     return trial_config(changed, source)
@@ -338,7 +363,7 @@ def replaced(config: TrialConfig, values: Mapping[str, Any], source: str) -> Tri
 def has_value(config: TrialConfig, path: str) -> bool:
     """Whether there is anything at a path, such as `model/dropout`, of a configuration."""
     holder, where = _holder(config.to_dict(), path)
-    return path.removeprefix(f"{where}/") in holder
+    return path.removeprefix(f"{where}/") in holder or where == PARAMS
 
 
 def _holder(values: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
@@ -350,6 +375,11 @@ def _holder(values: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
         values = values[key]
         where.append(key)
     return values, "/".join(where)
+
+
+def source_sha256(source: str) -> str:
+    """SHA-256 of `ModuleConfig.source`, in hexadecimal."""
+    return hashlib.sha256(source.encode()).hexdigest()
 
 
 def from_text(text: str) -> Any:

@@ -16,7 +16,7 @@ from cifar_ray.cli.flags import PredictSettings
 from cifar_ray.cli.parser import parse_flags, run_command
 from cifar_ray.errors import InputError
 from cifar_ray.evaluation.predictions import classify, find_images, prediction
-from cifar_ray.results.config_json import read_card, temperature_of
+from cifar_ray.results.config_json import MODULE, read_card, require_trust, temperature_of
 from cifar_ray.text import num_columns, pad, printable, shorten
 
 MAX_RUNNERS_UP = 3
@@ -39,7 +39,8 @@ examples:
 
 def main(argv: Sequence[str]) -> int:
     settings = PredictSettings(**parse_flags(PredictSettings, "predict", argv, EPILOG))
-    _, card = read_card(settings.model)
+    config, card = read_card(settings.model)
+    require_trust(settings.model / MODULE, config, settings.trust_code)
     files = find_images(settings.images)
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends this as it ends other commands, without a word
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
 
     from cifar_ray.models.saved import load_model
 
-    model = load_model(settings.model, "cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(settings.model, "cuda" if torch.cuda.is_available() else "cpu", settings.trust_code)
     names = card["class_names"]
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     table = None if settings.json else Table(files, names, width, settings.at_least)

@@ -8,6 +8,7 @@ from cifar_ray.config import (
     CNNConfig,
     Flip,
     LRScheduleConfig,
+    ModuleConfig,
     OptimizerConfig,
     ResNetConfig,
     Task,
@@ -84,6 +85,13 @@ def preset(name: str, task: Task) -> TrialConfig:
         augment=AugmentConfig(crop_padding=task.image_size // 16, flip=_flip(task)),
         batch_size=64,
     )
+
+
+def module_recipe(network: ModuleConfig, task: Task) -> TrialConfig:
+    """A network of the user's own with the default recipe of the space `module`."""
+    from cifar_ray.search.space import load_space  # as above
+
+    return dataclasses.replace(load_space("module"), module=network).default_config(task)
 
 
 def _flip(task: Task) -> Flip:

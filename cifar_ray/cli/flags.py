@@ -27,6 +27,8 @@ class RunSettings:
                 "space",
                 "preset",
                 "config",
+                "module",
+                "trust_code",
                 "vary",
                 "cross",
                 "set",
@@ -147,6 +149,10 @@ def _patience() -> Any:
     )
 
 
+def _trust_code(of: str) -> Any:
+    return flag(False, f"run the code that comes with {of} whose network is somebody's own (--module)")
+
+
 @dataclass(frozen=True)
 class TuneSettings(TrainingSettings):
     """Search a space for the best model, train the finalists over several seeds, evaluate them, write a report."""
@@ -158,6 +164,13 @@ class TuneSettings(TrainingSettings):
         "search spaces, built-in names or Python files; several share the trials",
         values.spaces,
         "NAME|FILE.py[,...]",
+    )
+    module: str | None = flag(
+        None,
+        "the network of the configurations of family module, a class or function of a Python file: Net(num_classes, "
+        "channels, image_size, **params) gives an nn.Module; the space module searches its training recipe",
+        values.module,
+        "FILE.py:NAME",
     )
     trials: int = flag(50, "configurations to try, beside those that fail or are over a limit", at_least(1), "N")
     max_epochs: int = flag(
@@ -212,6 +225,14 @@ class NamedSettings(TrainingSettings):
         values.path,
         "FILE",
     )
+    module: tuple[str, ...] = flag(
+        (),
+        "a network of your own, a class or function of a Python file: Net(num_classes, channels, image_size, **params) "
+        "gives an nn.Module; --set model/params/KEY=VALUE is passed on; may be given several times",
+        values.module,
+        "FILE.py:NAME",
+    )
+    trust_code: bool = _trust_code("a --config")
     data: str | None = flag(
         None,
         f"as for tune (default: that of the first --config, else {DEFAULT_DATA})",
@@ -258,6 +279,7 @@ class AblateSettings(NamedSettings):
     config: tuple[Path, ...] = flag(
         (), "the base by its config.json, such as best/config.json of a run", values.path, "FILE"
     )
+    module: tuple[str, ...] = flag((), "the base, as for train: a network of your own", values.module, "FILE.py:NAME")
     vary: tuple[str, ...] = flag(
         (),
         "a factor and its levels, such as norm, or norm=none,batch, or a key and its values: model/dropout=0,0.1,0.3; "
@@ -294,6 +316,7 @@ class EvaluateSettings(RunSettings):
         "MODEL",
         positional=True,
     )
+    trust_code: bool = _trust_code("a model")
     data: str | None = flag(
         None,
         f"{', '.join(DATA_SETS)}, or a folder of labelled images or parquet: the test split, or all of a folder that "
@@ -344,3 +367,4 @@ class PredictSettings:
     at_least: float | None = flag(
         None, "give no class to an image where none is so probable: 95%% or 0.95", values.probability, "P"
     )
+    trust_code: bool = _trust_code("the model")

@@ -34,6 +34,13 @@ def path(text: str) -> Path:
     return Path(os.path.abspath(os.path.expanduser(not_empty(text))))
 
 
+def module(text: str) -> str:
+    file, _, name = text.rpartition(":")
+    if not file.endswith(".py") or not name.isidentifier():
+        raise ValueError(f"must be FILE.py:NAME such as my_cnn.py:Net, not {text!r}")
+    return f"{path(file)}:{name}"
+
+
 def weights(text: str) -> str:
     if text in WEIGHTS:
         return text

@@ -28,8 +28,9 @@ from cifar_ray.driver.stages import begin, finish, make_workload, recorded, tria
 from cifar_ray.driver.start import describe_data, make_task
 from cifar_ray.errors import InputError
 from cifar_ray.files import read_json, write_json
+from cifar_ray.models.check import check_network
 from cifar_ray.results.ablation import runs_of
-from cifar_ray.results.config_json import read_card
+from cifar_ray.results.config_json import as_recorded, read_card
 from cifar_ray.results.effects import effects_of
 from cifar_ray.results.records import (
     EFFECTS_COLUMNS,
@@ -77,11 +78,14 @@ def train_arms(
     if settings.resplit:
         splits = [redrawn(data, seed) for seed in _seeds(settings)]
     check_batch_sizes(workers, settings.workers_flag, ((arm.name, arm.config) for arm in design.trained))
+    for arm in design.trained:
+        if arm.config.family == "module":
+            check_network(arm.config, task)
     shared = trial_settings(run, console, splits, [arm.config for arm in design.trained], patience=None)
     design = design_of(settings, task, saved, settle_precision(run, console, processes, design.base, shared))
-    run.check_unchanged(arms={arm.name: arm.config.to_dict() for arm in design.arms})
+    run.check_unchanged(arms={arm.name: as_recorded(arm.config.to_dict()) for arm in design.arms})
     _show_design(console, design, settings)
-    timed = [arm for arm in design.trained if arm is design.trained[0] or arm.factor in TIMED_FACTORS]
+    timed = [arm for arm in design.trained if arm is design.trained[0] or _may_be_slower(arm)]
     speeds, memory = measure_speeds(processes, [arm.config for arm in timed], shared)
     fit_memory(run, console, processes, memory)
     work = make_workload(processes.workers, data, settings.max_epochs, 1, num_on_corrupted=0)
@@ -109,6 +113,10 @@ def train_arms(
         rows += finish(run, console, processes, storage, data, shared, models, scores_only=True, splits=splits)
         _write_effects(run.folder)
     return 0 if rows else 1
+
+
+def _may_be_slower(arm: Arm) -> bool:
+    return arm.factor in TIMED_FACTORS or (arm.factor or "").startswith("model.params.")
 
 
 def _seeds(settings: AblateSettings) -> list[int]:
@@ -199,7 +207,7 @@ def _recorded_design(settings: AblateSettings, base_name: str, design: Design, a
         "seeds": settings.seeds,
         "base_seeds": BASE_SEEDS * settings.seeds,
         "resplit": settings.resplit,
-        "base": design.base.to_dict(),
+        "base": as_recorded(design.base.to_dict()),
         "base_name": base_name,
         "factors": [
             {

@@ -22,7 +22,7 @@ from cifar_ray.driver.start import describe_data, started
 from cifar_ray.errors import InputError, one_line
 from cifar_ray.evaluation.evaluate import Group, evaluate
 from cifar_ray.models.saved import SavedModel
-from cifar_ray.results.config_json import CARD, read_card, write_card
+from cifar_ray.results.config_json import CARD, MODULE, read_card, require_trust, write_card
 from cifar_ray.results.records import CHECKPOINT, MODEL_WEIGHTS, RunFolder, read_name
 from cifar_ray.text import counted, duration
 
@@ -38,7 +38,7 @@ class _Given:
 
 def evaluate_models(settings: EvaluateSettings) -> int:
     """Run `python -m cifar_ray.evaluate`; return its exit code. Raises InputError, and then leaves no run folder."""
-    given, left_out = _read_models(settings.models)
+    given, left_out = _read_models(settings.models, settings.trust_code)
     card = given[0].saved.card
     _check_classes(given)
     settings = replace(
@@ -62,14 +62,24 @@ def evaluate_models(settings: EvaluateSettings) -> int:
     return 0
 
 
-def _read_models(paths: Sequence[Path]) -> tuple[list[_Given], list[str]]:
-    """Read the models that are given, alone or by their run, each once; also return what is wrong with the others."""
+def _read_models(paths: Sequence[Path], trust_code: bool = False) -> tuple[list[_Given], list[str]]:
+    """Read the models that are given, alone or by their run, each once; also return what is wrong with the others.
+
+    Raises:
+        InputError: none can be read, or one comes with code that is not trusted.
+    """
     found: dict[Path, SavedModel] = {}
     left_out: list[str] = []
     seen: set[tuple[bytes, str]] = set()
     for folder in (folder for path in paths for folder in _model_folders(path)):
         try:
-            saved = _read_whole(folder)
+            saved = SavedModel.read(folder)
+        except InputError as error:
+            left_out.append(str(error))
+            continue
+        require_trust(folder / MODULE, saved.config, trust_code)
+        try:
+            _check_whole(folder, saved)
         except InputError as error:
             left_out.append(str(error))
             continue
@@ -93,14 +103,12 @@ def _model_folders(path: Path) -> list[Path]:
     return list(dict.fromkeys(folders))
 
 
-def _read_whole(folder: Path) -> SavedModel:
-    """Read a model and build it once, so that damage is told before anything is evaluated."""
-    saved = SavedModel.read(folder)
+def _check_whole(folder: Path, saved: SavedModel) -> None:
+    """Build a model once, so that damage is told before anything is evaluated."""
     for name in ("config_name", "name"):
         read_name(saved.card, name, str(folder / CARD))
     try:
         saved.build()
-        return saved
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder}: not a saved model: {one_line(error):.200}") from None
 

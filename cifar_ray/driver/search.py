@@ -25,6 +25,7 @@ from cifar_ray.driver.probe import fit_memory, measure_speeds, settle_precision
 from cifar_ray.driver.run import Run, check_batch_sizes
 from cifar_ray.driver.stages import begin, finish, make_workload, recorded, trial_settings
 from cifar_ray.driver.start import describe_data, make_task
+from cifar_ray.models.check import check_network
 from cifar_ray.results.ranking import finalists
 from cifar_ray.results.records import Row, RunFolder, State, read_name, write_trials
 from cifar_ray.search.mutation import Params
@@ -67,6 +68,9 @@ def search(
         check_batch_sizes(
             workers, settings.workers_flag, ((f"as in space {space.name}", config) for _, config in drawn)
         )
+        own = [config for _, config in drawn if config.family == "module"]
+        for config in own[:1]:  # each of the others once it is drawn in earnest
+            check_network(config, task)
     configs = [config for drawn in samples for _, config in drawn]
     shared = trial_settings(run, console, [data], configs, patience=max(2, settings.max_epochs // 3))
     precision = settle_precision(run, console, processes, spaces[0].default_config(task), shared)

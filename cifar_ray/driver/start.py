@@ -134,7 +134,7 @@ def describe_data(data: DataSplits) -> dict[str, Any]:
 
 def auto_image_size(configs: Iterable[TrialConfig]) -> int:
     """Side that large images are brought to, in pixels: larger where a ResNet may be trained on them."""
-    if all(config.family == "cnn" for config in configs):
+    if all(config.family in ("cnn", "module") for config in configs):
         return 32
     import torch  # not at once: it takes seconds
 

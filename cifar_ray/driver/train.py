@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Literal
 
@@ -20,8 +20,10 @@ from cifar_ray.presets import PRESETS
 
 def train(settings: TrainSettings) -> int:
     """Run `python -m cifar_ray.train`; return its exit code. Raises InputError, and then leaves no run folder."""
-    if not settings.preset and not settings.config:
-        raise InputError(f"give --preset NAME ({', '.join(PRESETS)}) or --config FILE, or several of them")
+    if not (settings.preset or settings.config or settings.module):
+        raise InputError(
+            f"give --preset NAME ({', '.join(PRESETS)}), --config FILE or --module FILE.py:NAME, or several of them"
+        )
     saved = read_named(settings)
     names = [*settings.preset, *(one.name for one in saved)]
     if settings.patience is not None and settings.resume is None:
@@ -32,7 +34,7 @@ def train(settings: TrainSettings) -> int:
     if settings.show:
         return _show(settings, saved)
     run, console = Run(settings, "train", "-".join(["train", *names])[:40], settings.resume), Console()
-    run.check_unchanged(**{str(one.path): one.config.to_dict() for one in saved})
+    run.check_unchanged(**{str(one.path): asdict(one.config) for one in saved})
     load = partial(load_run_data, settings, str(settings.data), console, configs)
     with started(run, console, "training", load) as opened:
         if opened is None:
@@ -52,12 +54,12 @@ def _check_patience(configs: dict[str, TrialConfig]) -> None:
 
 
 def _show(settings: TrainSettings, saved: Sequence[Saved]) -> int:
-    """Print the configurations, those of presets for the images of `--data`."""
+    """Print the configurations, those of presets and the recipes of own networks for the images of `--data`."""
     import torch
 
     task = NO_DATA  # its images are as those of the default, which need not be downloaded for that
     device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() and settings.gpus_per_trial != 0 else "cpu"
-    if settings.preset and (settings.data, settings.image_size) != (DEFAULT_DATA, None):
+    if (settings.preset or settings.module) and (settings.data, settings.image_size) != (DEFAULT_DATA, None):
         configs = named_configs(settings, task, saved).values()
         data = load_data(
             str(settings.data),

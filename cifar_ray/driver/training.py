@@ -15,6 +15,7 @@ from cifar_ray.driver.probe import fit_memory, measure_speeds, settle_precision
 from cifar_ray.driver.run import Run, check_batch_sizes
 from cifar_ray.driver.stages import begin, finish, make_workload, recorded, trial_settings
 from cifar_ray.driver.start import describe_data, make_task
+from cifar_ray.models.check import check_network
 from cifar_ray.text import duration
 from cifar_ray.training.seeds import derived_seed
 
@@ -34,6 +35,9 @@ def train_named(
     task = make_task(run, data, workers.device)
     configs = named_configs(settings, task, saved)
     check_batch_sizes(workers, settings.workers_flag, configs.items())
+    for config in configs.values():
+        if config.family == "module":
+            check_network(config, task)
     shared = trial_settings(run, console, [data], configs.values(), settings.patience)
     precision = settle_precision(run, console, processes, next(iter(configs.values())), shared)
     configs = named_configs(settings, task, saved, precision)

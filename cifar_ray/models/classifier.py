@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cifar_ray.config import ResNetConfig, TrialConfig
+from cifar_ray.config import ModuleConfig, ResNetConfig, TrialConfig
 from cifar_ray.models.cnn import CNN
+from cifar_ray.models.module import make_network
 from cifar_ray.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet
 
 NUM_WHITENED = 2000
@@ -43,7 +44,7 @@ class Classifier(nn.Module):
     """
 
     def __init__(
-        self, normalize: Normalize, network: CNN | ResNet, image_size: int, tta: str, precision: str = "fp32"
+        self, normalize: Normalize, network: nn.Module, image_size: int, tta: str, precision: str = "fp32"
     ) -> None:
         super().__init__()
         self.normalize = normalize
@@ -53,6 +54,13 @@ class Classifier(nn.Module):
         self.tta = tta
         self.precision = precision
         """`fp32` or `bf16`, see `TrialConfig.precision`."""
+        self.built_in = isinstance(network, CNN | ResNet)
+        """Whether the network is not the user's own, of which nothing is known."""
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """In which order weights and images are kept; `view`, which many a network has, needs the plain one."""
+        return torch.channels_last if self.built_in else torch.contiguous_format
 
     @property
     def eval_batch_size(self) -> int:
@@ -63,10 +71,11 @@ class Classifier(nn.Module):
         """What the network is given: normalised floats (B, C, S, S)."""
         x = self.normalize(images)
         size = self.image_size
-        if x.shape[-1] == size:
-            return x
-        # Antialiasing matters only where pixels are merged, and is slow.
-        return functional.interpolate(x, size=(size, size), mode="bilinear", antialias=x.shape[-1] > size)
+        if x.shape[-1] != size:
+            # Antialiasing matters only where pixels are merged, and is slow.
+            x = functional.interpolate(x, size=(size, size), mode="bilinear", antialias=x.shape[-1] > size)
+        # A copy: images of one channel are of both orders at once, and convolutions take them for the other one.
+        return x if self.built_in else x.clone(memory_format=torch.contiguous_format)
 
     def autocast(self) -> AbstractContextManager[object]:
         """In this context modules compute in the model's precision."""
@@ -117,12 +126,14 @@ def build_model(config: TrialConfig, *, num_classes: int, channels: int, image_s
     :meth:`Classifier.initialize` or a checkpoint sets them.
 
     Raises:
-        InputError: the network cannot take such images.
+        InputError: the network cannot take such images, or is the user's own and cannot be built.
     """
     size = config.image_size or image_size
-    network: CNN | ResNet
+    network: nn.Module
     if isinstance(config.model, ResNetConfig):
         network = ResNet(config.model, num_classes, size)
+    elif isinstance(config.model, ModuleConfig):
+        network = make_network(config.model, num_classes, channels, size)
     else:
         network = CNN(config.model, num_classes, channels, size)
     return Classifier(Normalize(channels), network, size, config.tta, config.precision)

@@ -12,13 +12,17 @@ from cifar_ray.config import TrialConfig
 from cifar_ray.errors import one_line
 from cifar_ray.files import write_bytes
 from cifar_ray.models.classifier import Classifier, build_model, has_bf16
-from cifar_ray.results.config_json import Card, not_a_model, read_card, write_card
+from cifar_ray.results.config_json import MODULE, Card, not_a_model, read_card, require_trust, write_card
 from cifar_ray.results.records import MODEL_WEIGHTS
 
 
 def pack_weights(model: Classifier) -> bytes:
     """Return the model's weights and buffers as the bytes of a safetensors file (contiguous, on no device)."""
-    tensors: dict[str, Tensor] = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors: dict[str, Tensor] = {
+        # A copy, since weights that have two names would share their memory.
+        name: tensor.cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
     return safetensors.torch.save(tensors)
 
 
@@ -35,17 +39,24 @@ def save_model(folder: Path, weights: bytes, config: TrialConfig, card: Card) ->
     write_card(folder, config, card)  # last: where it is, the model is whole
 
 
-def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Classifier:
+def load_model(folder: Path | str, device: torch.device | str = "cpu", trust_code: bool = False) -> Classifier:
     """Return a saved model in eval mode; it takes uint8 images (B, C, H, W) and gives logits (B, num_classes).
 
     They are those that it was trained to give: whoever wants the probabilities that `predict` prints divides them by
     the card's temperature before the softmax, see :func:`~cifar_ray.results.config_json.temperature_of`.
 
+    Args:
+        folder: of the saved model.
+        device: to load it to.
+        trust_code: run the code that comes with a model whose network is somebody's own (`--module`).
+
     Raises:
-        InputError: the folder is no saved model, or its weights do not fit its configuration.
+        InputError: the folder is no saved model, its weights do not fit its configuration, or it comes with code that
+            is not trusted.
     """
     folder = Path(folder)
     saved = SavedModel.read(folder)
+    require_trust(folder / MODULE, saved.config, trust_code)
     try:
         return saved.build(device)
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -72,7 +83,7 @@ class SavedModel:
             raise not_a_model(folder, f"{MODEL_WEIGHTS}: {one_line(error)}") from None
 
     def build(self, device: torch.device | str = "cpu") -> Classifier:
-        """Build the model, in eval mode, and give it its weights.
+        """Build the model, in eval mode, and give it its weights. Of a network of the user's own this runs the code.
 
         It computes in the precision that it was trained in, or in fp32 where this machine does not have that one.
         """
@@ -83,4 +94,4 @@ class SavedModel:
         model.load_state_dict(safetensors.torch.load(self.weights))
         if not has_bf16(torch.device(device).type):
             model.precision = "fp32"
-        return model.to(memory_format=torch.channels_last).eval().to(device)
+        return model.to(memory_format=model.memory_format).eval().to(device)

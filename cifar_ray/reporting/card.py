@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from cifar_ray.reporting.parts import SPLITS, escaped, score_text
 from cifar_ray.reporting.robustness import corrupted
-from cifar_ray.results.config_json import read_card
+from cifar_ray.results.config_json import MODULE, read_card
 from cifar_ray.results.ranking import ConfigSummary
 from cifar_ray.results.recorded_run import Records
 from cifar_ray.results.records import Row
@@ -25,14 +25,15 @@ SEVERITY = 2
 def model_card(records: Records) -> str:
     """Markdown about the model in `best/`, of a run that has one."""
     best = records.summaries[0]
-    _, card = read_card(records.folder.best)
+    config, card = read_card(records.folder.best)
+    has_code = config.family == "module"
     parts = [
         [f"# {escaped(best.best_model)}", _what(records, card)],
-        ["## Use", *_use(card)],
+        ["## Use", *_use(card, has_code)],
         ["## How well", *_scores(records, best)],
         ["## Where it fails", *_failures(records, best)],
         ["## Size and speed", *_speed(records, best)],
-        ["## How it came about", *_origin(records, best)],
+        ["## How it came about", *_origin(records, best, has_code)],
     ]
     return "\n\n".join(text for part in parts if len(part) > 1 for text in part) + "\n"
 
@@ -43,9 +44,13 @@ def _what(records: Records, card: Row) -> str:
     return f"An image classifier of {len(card['class_names'])} classes, trained on {source}: {names}."
 
 
-def _use(card: Row) -> Iterator[str]:
-    yield "```sh\npython -m cifar_ray.predict FOLDER_OF_THIS_FILE IMAGE ...\n```"
-    yield '```python\nmodel = cifar_ray.load_model("FOLDER_OF_THIS_FILE")  # an nn.Module: images to logits\n```'
+def _use(card: Row, has_code: bool) -> Iterator[str]:
+    flag, trusted = (" --trust-code", ", trust_code=True") if has_code else ("", "")
+    yield f"```sh\npython -m cifar_ray.predict{flag} FOLDER_OF_THIS_FILE IMAGE ...\n```"
+    loaded = f'cifar_ray.load_model("FOLDER_OF_THIS_FILE"{trusted})'
+    yield f"```python\nmodel = {loaded}  # an nn.Module: images to logits\n```"
+    if has_code:
+        yield f"Its network is the code in `{MODULE}`, which is run wherever the model is loaded."
     resize = card["resize"]
     side, kind = resize["image_size"], "grayscale" if resize["channels"] == 1 else "colour"
     cut = ", their shorter side brought to that and the middle cut out" if "crop" in resize["rule"] else ""
@@ -127,7 +132,7 @@ def _in_precision(row: Row) -> str:
     return f" in {row['precision']}" if row.get("precision") else ""
 
 
-def _origin(records: Records, best: ConfigSummary) -> Iterator[str]:
+def _origin(records: Records, best: ConfigSummary, has_code: bool) -> Iterator[str]:
     numbers = " / ".join(
         f"{thousands(n)} {split}" for split in ("train", "val", "test") if (n := records.data.get(f"num_{split}"))
     )
@@ -139,7 +144,8 @@ def _origin(records: Records, best: ConfigSummary) -> Iterator[str]:
         ("Versions", versions),
     ]
     yield "\n".join(f"- {label}: {text}" for label, text in facts if text)
-    yield "`config.json` holds the configuration; `python -m cifar_ray.train --config config.json` trains it again."
+    again = f"python -m cifar_ray.train{' --trust-code' if has_code else ''} --config config.json"
+    yield f"`config.json` holds the configuration; `{again}` trains it again."
 
 
 def _device(records: Records) -> str:

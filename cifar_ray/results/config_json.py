@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cifar_ray.config import TrialConfig, trial_config
+from cifar_ray.config import ModuleConfig, TrialConfig, source_sha256, trial_config
 from cifar_ray.errors import InputError, one_line
-from cifar_ray.files import read_json, write_json
+from cifar_ray.files import read_json, read_text, write_bytes, write_json
 
 CARD = "config.json"
 """In the folder of a saved model. It is written last: where it is, the model is whole."""
+
+MODULE = "module.py"
+"""In the folder of a saved model whose network is the user's own: its source."""
 
 Card = dict[str, Any]
 """All of a card but its `config`: `class_names` and `resize` (`channels`, `image_size`, `rule`), without which no model
@@ -33,8 +37,49 @@ IN_RESULTS = (
 
 
 def write_card(folder: Path, config: TrialConfig, card: Card) -> None:
-    """Write the card of a saved model."""
-    write_json(folder / CARD, {"config": config.to_dict(), **card})
+    """Write the card of a saved model, and in front of it the source of a network of the user's own."""
+    if isinstance(config.model, ModuleConfig):
+        write_bytes(folder / MODULE, config.model.source.encode(), durable=True)
+    write_json(folder / CARD, {"config": as_recorded(config.to_dict()), **card})
+
+
+def as_recorded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as records hold it: instead of the source of a network of the user's own its SHA-256."""
+    model = dict(config.get("model") or {})
+    if "source" in model:
+        model["sha256"] = source_sha256(model.pop("source"))
+        return {**config, "model": model}
+    return dict(config)
+
+
+def _with_source(values: Any, folder: Path) -> Any:
+    """What :func:`as_recorded` gave, with the source from the folder in place of its SHA-256; all else as it is."""
+    model = values.get("model") if isinstance(values, dict) and values.get("family") == "module" else None
+    if not isinstance(model, dict):
+        return values
+    if "source" in model or "sha256" not in model:  # what is read before it is trusted must be what is run
+        raise not_a_model(folder, f"the source of its network must stand in {MODULE}, and its SHA-256 in {CARD}")
+    try:
+        source = read_text(folder / MODULE)
+    except InputError as error:
+        raise not_a_model(folder, one_line(error)) from None
+    others = {key: value for key, value in model.items() if key != "sha256"}
+    if source_sha256(source) != model["sha256"]:
+        raise not_a_model(folder, f"its {MODULE} is not the one that it was saved with: bring that back")
+    return {**values, "model": {**others, "source": source}}
+
+
+def require_trust(where: Path, config: TrialConfig, trusted: bool) -> None:
+    """Refuse a configuration that comes with code, unless that is trusted.
+
+    Raises:
+        InputError: says what it is, and `where`.
+    """
+    if isinstance(config.model, ModuleConfig) and not trusted:
+        raise InputError(
+            f"{where}: is code (SHA-256 {source_sha256(config.model.source)[:12]}), and {config.model.name} in it is "
+            "the network: read it, and where you trust it let it be run: --trust-code (load_model: trust_code=True)"
+        )
 
 
 def read_card(folder: Path) -> tuple[TrialConfig, Card]:
@@ -51,7 +96,7 @@ def read_card(folder: Path) -> tuple[TrialConfig, Card]:
         raise not_a_model(folder, one_line(error)) from None
     if not isinstance(values, dict) or "config" not in values:
         raise not_a_model(folder, f"its {CARD} has no `config`")
-    return trial_config(values.pop("config"), str(folder)), values
+    return trial_config(_with_source(values.pop("config"), folder), str(folder)), values
 
 
 def temperature_of(card: Card) -> float:
@@ -80,7 +125,7 @@ def read_config(path: Path) -> tuple[TrialConfig, Card | None]:
         raise InputError(f"{path}: cannot read a configuration: {error}") from None
     if not isinstance(values, dict) or "config" not in values:
         return trial_config(values, str(path)), None
-    return trial_config(values.pop("config"), str(path)), values
+    return trial_config(_with_source(values.pop("config"), path.parent), str(path)), values
 
 
 def recorded_config(folder: Path) -> Card:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from cifar_ray.errors import InputError
 from cifar_ray.files import plain, read_json, read_text, write_bytes, write_text
-from cifar_ray.results.config_json import CARD
+from cifar_ray.results.config_json import CARD, as_recorded
 
 DEFAULT = "default"
 """Name of the configuration of trial 0, the default recipe, which is always among the finalists."""
@@ -238,7 +238,10 @@ class RunFolder:
 
 def write_trials(path: Path, records: Iterable[Row]) -> None:
     """Write the records of trials atomically, one JSON object a line."""
-    write_text(path, "".join(json.dumps(plain(record), allow_nan=False) + "\n" for record in records))
+    rows = [
+        {**record, "config": as_recorded(record["config"])} if record.get("config") else record for record in records
+    ]
+    write_text(path, "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows))
 
 
 def read_trials(path: Path) -> list[Row]:

@@ -14,6 +14,7 @@ from typing import Any
 from cifar_ray.config import Task, TrialConfig, replaced
 from cifar_ray.errors import InputError
 from cifar_ray.results.ablation import BASE, EARLY_STOPPING
+from cifar_ray.results.config_json import as_recorded
 from cifar_ray.results.records import folder_name
 from cifar_ray.search.factors import STANDARD, Factor, LeftOut, idle, read_factor, reason_of
 
@@ -44,7 +45,12 @@ class Arm:
     def to_dict(self) -> dict[str, Any]:
         """As it stands in design.json."""
         facts = {"lr": self.config.optimizer.lr, "lr_schedule": self.config.lr_schedule.name}
-        return {**asdict(self), **facts, "anneals": self.config.lr_schedule.anneals, "config": self.config.to_dict()}
+        return {
+            **asdict(self),
+            **facts,
+            "anneals": self.config.lr_schedule.anneals,
+            "config": as_recorded(self.config.to_dict()),
+        }
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from cifar_ray.config import (
     Task,
     TrialConfig,
     from_text,
+    has_value,
     replaced,
 )
 from cifar_ray.errors import InputError
@@ -83,7 +84,7 @@ class _Kind:
     level: Callable[[str, TrialConfig, Task], Level]
     """The level of a name. Raises KeyError where there is none."""
     family: str | None = None
-    """The one that has it; None is both."""
+    """The one that has it; None is all that have such values."""
     open: bool = False
     """Whether any other value is a level too."""
 
@@ -211,6 +212,7 @@ STANDARD = {
         "kernel-size", "residual",
     ),
     "resnet": ("finetune", "weights", "image-size", "head"),
+    "module": ("lr-schedule", EARLY_STOPPING, "augmentation", "optimizer"),
 }  # fmt: skip
 """Factors that are varied where none are given, by family of the base."""
 
@@ -244,7 +246,11 @@ def read_factor(text: str, base: TrialConfig, task: Task) -> tuple[Factor, list[
     wanted = _split_levels(listed) if listed else None
     name = next((known for known, kind in KINDS.items() if kind.paths == (name,)), name)
     kind = KINDS.get(name)
-    known = [known for known, kind in KINDS.items() if kind.family in (None, base.family)]
+    known = [
+        known
+        for known, kind in KINDS.items()
+        if kind.family in (None, base.family) and all(has_value(base, path) for path in kind.paths)
+    ]
     if kind is None and "/" not in name and name not in base.to_dict():
         raise InputError(f"--vary: no factor {name!r}; take one of {', '.join(known)}, or a key such as model/dropout")
     if kind is not None and name not in known:
@@ -318,7 +324,7 @@ def _split_levels(text: str) -> list[str]:
 def _value_at(config: TrialConfig, path: str) -> Any:
     value: Any = config.to_dict()
     for key in path.split("/"):
-        value = value[key]
+        value = value.get(key, "its default")  # what only a parameter of the user's own network may be without
     return value
 
 

@@ -19,6 +19,7 @@ from ray.tune.search import Searcher
 from cifar_ray.config import Task, TrialConfig
 from cifar_ray.distributed.workers import Pool
 from cifar_ray.errors import InputError, one_line
+from cifar_ray.models.check import check_network
 from cifar_ray.models.classifier import build_model, count_params
 from cifar_ray.results.records import Row, State
 from cifar_ray.search.progress import Progress, mean_epoch_s
@@ -198,7 +199,12 @@ class StudySearcher(Searcher):
 
 
 def count_config_params(config: TrialConfig, task: Task) -> int:
-    """Number of parameters of a configuration's model, which is built without memory for them."""
+    """Number of parameters of a configuration's model, which is built without memory for them.
+
+    A network of the user's own is built and tried: raises as :func:`check_network`.
+    """
+    if config.family == "module":
+        return count_params(check_network(config, task))
     with torch.device("meta"):
         model = build_model(config, num_classes=task.num_classes, channels=task.channels, image_size=task.image_size)
     return count_params(model)

@@ -8,9 +8,8 @@ import math
 import os
 import sys
 import sysconfig
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,8 +17,8 @@ from typing import Any
 import optuna
 from optuna.distributions import CategoricalDistribution
 
-from cifar_ray.config import Precision, Task, TrialConfig, from_text, has_value, trial_config, with_values
-from cifar_ray.errors import InputError, one_line
+from cifar_ray.config import ModuleConfig, Precision, Task, TrialConfig, from_text, has_value, trial_config, with_values
+from cifar_ray.errors import InputError, one_line, place_of
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # it tells of every study that is made only to draw from it
 
@@ -41,6 +40,8 @@ class Space:
     such parameter, what stands at that path gets it."""
     precision: Precision = "fp32"
     """Of all its configurations, whatever the file says: a run has one."""
+    module: ModuleConfig | None = None
+    """The network of its configurations of family `module`, which give only `params` that are to be others."""
 
     @property
     def _source(self) -> str:
@@ -56,9 +57,22 @@ class Space:
             raise
         except Exception as error:
             raise self._told(error) from error
-        config = trial_config(values, self._source)
+        config = trial_config(self._with_module(values), self._source)
         others = {key: text for key, text in self.fixed.items() if key not in fixing.met and has_value(config, key)}
         return replace(with_values(config, others, self._source), precision=self.precision)
+
+    def _with_module(self, values: Any) -> Any:
+        """The same with the network in it, where it is of family `module`; what is no configuration as it is."""
+        if not isinstance(values, dict) or values.get("family") != "module":
+            return values
+        if self.module is None:
+            raise InputError(f"{self._source}: its family module needs a network: give --module FILE.py:NAME")
+        model = values.get("model", {})
+        if not isinstance(model, dict):
+            return values
+        params = model.get("params", {})
+        params = {**self.module.params, **params} if isinstance(params, dict) else params
+        return {**values, "model": {**asdict(self.module), **model, "params": params}}
 
     def default_config(self, task: Task) -> TrialConfig:
         """The configuration of trial 0. Raises as :meth:`default_params`."""
@@ -114,7 +128,7 @@ class Space:
         return params, config
 
     def _told(self, error: Exception) -> InputError:
-        return InputError(f"{self._source}: {type(error).__name__}: {one_line(error)} ({_place(error, self.file)})")
+        return InputError(f"{self._source}: {type(error).__name__}: {one_line(error)} ({place_of(error, self.file)})")
 
 
 class _Fixing:
@@ -222,7 +236,7 @@ def _import_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a script that ends itself must not end the command without a word
-        place = _place(error, str(module.__file__))
+        place = place_of(error, str(module.__file__))
         raise InputError(f"--space: {place} cannot be loaded: {type(error).__name__}: {one_line(error)}") from error
     return module
 
@@ -233,12 +247,6 @@ def _own_files(modules: Iterable[str]) -> list[Path]:
     installed.append(str(Path(__file__).parents[1]))  # cifar_ray
     files = [getattr(sys.modules[name], "__file__", None) for name in sorted(modules)]
     return [Path(file) for file in files if file and not any(Path(file).is_relative_to(one) for one in installed)]
-
-
-def _place(error: BaseException, file: str) -> str:
-    """Where in the user's `file` an error arose, rather than in a library that it called."""
-    lines = [line for line in traceback.extract_tb(error.__traceback__) if line.filename == file]
-    return f"{file}:{lines[-1].lineno}" if lines else file
 
 
 def _names(params: Iterable[Any]) -> str:

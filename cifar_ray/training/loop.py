@@ -172,7 +172,7 @@ class Training:
         model.initialize(data.mean, data.std, data.train_images, pretrained)
         if config.sync_batch_norm and ranks.world_size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        self.model = model.to(memory_format=torch.channels_last)
+        self.model = model.to(memory_format=model.memory_format)
         self.augmentation = Augmentation(config.augment, data.fill)
         self.features: Features | None = None
         features_s = 0.0
@@ -211,7 +211,8 @@ class Training:
     def _over_ranks(self) -> nn.Module:
         if self.ranks.world_size == 1:
             return self.part
-        return DistributedDataParallel(self.part)
+        # Of a network of the user's own, some weights may have no part in a step.
+        return DistributedDataParallel(self.part, find_unused_parameters=not self.model.built_in)
 
     def train_batches(self, order: Tensor, epoch: int) -> Tensor:
         """Train on the images in `order` (N,), as `epoch` (from 1) augments them, without the last partial batch.

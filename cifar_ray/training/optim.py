@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from cifar_ray.config import LRScheduleConfig, OptimizerConfig
+from cifar_ray.errors import InputError
 from cifar_ray.models.classifier import Classifier
 from cifar_ray.models.resnet import ResNet
 
@@ -17,6 +18,9 @@ def make_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Opt
     """Build the optimizer; only weights of two and more dimensions decay (not norms, not biases).
 
     The first of its groups has the learning rate of the configuration, others that of their part of the model.
+
+    Raises:
+        InputError: the network has nothing for Muon to train, or nothing else.
     """
     network = model.network if isinstance(model, Classifier) else model
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -60,6 +64,11 @@ class MuonAdamW(torch.optim.Optimizer):
     def __init__(self, config: OptimizerConfig, lr_groups: Sequence[LRGroup]) -> None:
         filters = _groups([(factor, [p for p in params if p.ndim == 4]) for factor, params in lr_groups], config)
         others = _groups([(factor, [p for p in params if p.ndim != 4]) for factor, params in lr_groups], config)
+        if not (filters and others):
+            raise InputError(
+                "optimizer/name muon: it trains filters, the weights of four dimensions, beside others, and this "
+                f"network has no {'others' if filters else 'filters'}; use adamw or sgd"
+            )
         # These groups are what the outside sees and sets learning rates in; those of the two optimizers follow them.
         super().__init__([*others, *filters], {"lr": config.lr})
         self.filters = [p for group in filters for p in group["params"]]

@@ -288,8 +288,8 @@ def write_space(tmp_path: Path, source: str) -> str:
 @pytest.mark.parametrize(
     ("spaces", "message"),
     [
-        ("nosuch", "--space: no space 'nosuch'; take one of cnn, resnet, or the path of a Python file"),
-        ("cnn,", "--space: no space ''; take one of cnn, resnet, or the path of a Python file"),
+        ("nosuch", "--space: no space 'nosuch'; take one of cnn, module, resnet, or the path of a Python file"),
+        ("cnn,", "--space: no space ''; take one of cnn, module, resnet, or the path of a Python file"),
         ("cnn, cnn", "--space: two spaces in 'cnn,cnn' have the same name; give one only, or rename its file"),
     ],
 )

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.modules import VIEW_NETWORK
 from helpers.resnets import random_weights, resnet_config, small_data
 from helpers.tiny import SMOOTH, TINY, imbalanced_data, recorded_batches, schedule, tiny_config, without_times
 from torch import Tensor, nn
 
-from cifar_ray.config import AugmentConfig, OptimizerConfig
+from cifar_ray.config import AugmentConfig, OptimizerConfig, TrialConfig
 from cifar_ray.models.classifier import build_model
 from cifar_ray.training.loop import Experiment, NonFiniteLossError, Ranks, eval_model, run_experiment
 from cifar_ray.training.metrics import loss_and_accuracy, ranking_metric
@@ -33,8 +34,10 @@ EVERYTHING = replace(
     class_weights="balanced",
 )
 MIXED = replace(WEIGHTED, augment=AugmentConfig(policy="trivialaugment", color_jitter=0.2, mix="cutmix"))
+OWN = replace(PARALLEL, family="module", model=VIEW_NETWORK)  # of which a part is not used
 CONFIGS = {
     "plain": PARALLEL, "weighted": WEIGHTED, "augmented": AUGMENTED, "everything": EVERYTHING, "mixed": MIXED,
+    "own": OWN,
 }  # fmt: skip
 RESNETS = {
     "frozen norm": resnet_config(freeze_norm_statistics=True, lr=0.01, backbone_lr=1.0),
@@ -51,9 +54,9 @@ def numbered_images(count: int) -> Tensor:
     return torch.randint(0, 256, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
 
 
-def fresh_model() -> nn.Module:
+def fresh_model(config: TrialConfig = PARALLEL) -> nn.Module:
     torch.manual_seed(0)
-    return build_model(PARALLEL, num_classes=2, channels=1, image_size=8)
+    return build_model(config, num_classes=2, channels=1, image_size=8)
 
 
 def train_as_rank(rank: int, folder: str) -> None:
@@ -98,12 +101,13 @@ def found_by_rank(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, An
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
 
-@pytest.mark.parametrize("name", ["plain", "weighted"])
+@pytest.mark.parametrize("name", ["plain", "weighted", "own"])
 def test_two_ranks_train_the_same_model_as_one_process(found_by_rank: list[dict[str, Any]], name: str) -> None:
     alone = run_experiment(Experiment(CONFIGS[name], seed=3, max_epochs=3), imbalanced_data())
     weights = alone.model.state_dict()
-    start = fresh_model().state_dict()
-    assert not torch.allclose(weights["network.classifier.weight"], start["network.classifier.weight"], atol=1e-2)
+    start = fresh_model(CONFIGS[name]).state_dict()
+    last = "network.out.weight" if name == "own" else "network.classifier.weight"
+    assert not torch.allclose(weights[last], start[last], atol=1e-2)
     for found in found_by_rank:
         together = found[name]
         for key, tensor in weights.items():
