@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from cifar_ray.cli.flags import AblateSettings, NamedSettings
-from cifar_ray.config import Precision, ResNetConfig, Task, TrialConfig, trial_config, with_values
+from cifar_ray.config import BackboneConfig, Precision, Task, TrialConfig, trial_config, with_values
 from cifar_ray.data.sources import DEFAULT_DATA
 from cifar_ray.errors import InputError
-from cifar_ray.presets import PRESETS, preset
+from cifar_ray.presets import check_preset, preset
 from cifar_ray.results.config_json import TO_TRAIN_AGAIN, Card, read_config
 from cifar_ray.results.records import read_name
 from cifar_ray.search.design import Design, make_design
@@ -40,8 +40,7 @@ def read_named(settings: NamedSettings) -> list[Saved]:
         InputError: there is no such preset, a file is no configuration, or two models have one name.
     """
     for name in settings.preset:
-        if name not in PRESETS:
-            raise InputError(f"--preset: no preset {name!r}; take one of {', '.join(PRESETS)}")
+        check_preset(name)
     saved = [read_saved(path) for path in settings.config]
     names = [*settings.preset, *(one.name for one in saved)]
     if double := next((name for name in names if names.count(name) > 1), None):
@@ -104,7 +103,7 @@ def design_of(
 
 def _with_weights(name: str, config: TrialConfig, weights: str | None) -> TrialConfig:
     # A model that is to be trained from scratch stays so.
-    if weights is None or not isinstance(config.model, ResNetConfig) or config.model.weights == "none":
+    if weights is None or not isinstance(config.model, BackboneConfig) or config.model.weights == "none":
         return config
     values = config.to_dict()
     values["model"]["weights"] = weights

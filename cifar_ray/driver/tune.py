@@ -18,7 +18,7 @@ def tune(settings: TuneSettings) -> int:
     """Run `python -m cifar_ray.tune`; return its exit code. Raises InputError, and then leaves no run folder."""
     spaces = [replace(space, fixed=settings.fixed) for space in load_spaces(settings.space)]
     names = [space.name for space in spaces]
-    backbones = _backbones(settings.weights)
+    backbones = _backbones(settings)
     provisional = replace(NO_DATA, weights=settings.weights or "DEFAULT", backbones=backbones)
     configs = [config for space in spaces for _, config in sample_space(space, provisional, NUM_LOOKED_AT)]
     run, console = Run(settings, "tune", "-".join(names), settings.resume), Console()
@@ -32,9 +32,12 @@ def tune(settings: TuneSettings) -> int:
         return search(run, console, *opened, spaces, backbones)
 
 
-def _backbones(weights: str | None) -> tuple[str, ...]:
-    if weights is None:
-        return Task.backbones
+def _backbones(settings: TuneSettings) -> tuple[str, ...]:
+    """What spaces may draw; a backbone that is fixed may be any."""
+    fixed = settings.fixed.get("model/backbone")
+    usual = Task.backbones if fixed is None else (fixed,)
+    if settings.weights is None:
+        return usual
     from cifar_ray.models.pretrained import backbones_with  # torch
 
-    return backbones_with(weights)
+    return backbones_with(settings.weights, usual)

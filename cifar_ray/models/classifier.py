@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cifar_ray.config import ResNetConfig, TrialConfig
+from cifar_ray.config import BackboneConfig, TrialConfig
+from cifar_ray.models.backbone import BackboneNet
 from cifar_ray.models.cnn import CNN
-from cifar_ray.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet
+from cifar_ray.models.pretrained import normalisation
 
 NUM_WHITENED = 2000
 """Training images, at most, of whose patches the whitening filters are made."""
@@ -43,7 +44,7 @@ class Classifier(nn.Module):
     """
 
     def __init__(
-        self, normalize: Normalize, network: CNN | ResNet, image_size: int, tta: str, precision: str = "fp32"
+        self, normalize: Normalize, network: CNN | BackboneNet, image_size: int, tta: str, precision: str = "fp32"
     ) -> None:
         super().__init__()
         self.normalize = normalize
@@ -84,7 +85,7 @@ class Classifier(nn.Module):
 
     def unfreeze(self, epoch: int, max_epochs: int) -> bool:
         """Let that train which does in `epoch` (from 1); return whether that changes anything."""
-        return isinstance(self.network, ResNet) and self.network.unfreeze(epoch, max_epochs)
+        return isinstance(self.network, BackboneNet) and self.network.unfreeze(epoch, max_epochs)
 
     @torch.no_grad()
     def initialize(
@@ -99,9 +100,9 @@ class Classifier(nn.Module):
             pretrained: backbone weights, which go with the normalisation that they were trained with.
         """
         if pretrained is not None:
-            assert isinstance(self.network, ResNet)
+            assert isinstance(self.network, BackboneNet)
             self.network.load_backbone(pretrained)
-            colours = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=mean.device) * 255  # (2, 3)
+            colours = torch.tensor(normalisation(self.network.config), device=mean.device) * 255  # (2, 3)
             mean, std = colours if len(mean) == 3 else colours.mean(1, keepdim=True)
         self.normalize.mean.copy_(mean.view(1, -1, 1, 1))
         self.normalize.std.copy_(std.view(1, -1, 1, 1))
@@ -120,9 +121,9 @@ def build_model(config: TrialConfig, *, num_classes: int, channels: int, image_s
         InputError: the network cannot take such images.
     """
     size = config.image_size or image_size
-    network: CNN | ResNet
-    if isinstance(config.model, ResNetConfig):
-        network = ResNet(config.model, num_classes, size)
+    network: CNN | BackboneNet
+    if isinstance(config.model, BackboneConfig):
+        network = BackboneNet(config.model, num_classes, size)
     else:
         network = CNN(config.model, num_classes, channels, size)
     return Classifier(Normalize(channels), network, size, config.tta, config.precision)
