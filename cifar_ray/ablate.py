@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from cifar_ray.cli.flags import AblateSettings
 from cifar_ray.cli.parser import parse_flags, run_command
 from cifar_ray.cli.resume import run_settings
-from cifar_ray.presets import PRESETS
+from cifar_ray.presets import PRESETS, WAYS
 
 FACTORS = (
     "norm, norm-placement, dropout, lr-schedule, early-stopping, augmentation, optimizer, activation, kernel-size, "
-    "residual; of a ResNet finetune, weights, image-size, head"
+    "residual; of a backbone finetune, weights, image-size, head"
 )
 
 MORE_FACTORS = "policy, color-jitter, mix (augmentation by torchvision), head-dropout"
@@ -23,6 +23,7 @@ factors: {textwrap.fill(FACTORS, 100, subsequent_indent="  ", break_on_hyphens=F
 with --vary also: {MORE_FACTORS}, and any key
 
 presets: {textwrap.fill(", ".join(PRESETS), 100, subsequent_indent="  ", break_on_hyphens=False)}
+  and NAME-{", NAME-".join(WAYS)} of torchvision's other classification networks (efficientnet_b0 ...)
 
 examples:
   python -m cifar_ray.ablate --data digits

@@ -55,7 +55,7 @@ class Task:
     imbalance: float = 1.0
     """Training images of the largest class over those of the smallest."""
     weights: str = "DEFAULT"
-    """Backbone weights of ResNets, see `ResNetConfig.weights`."""
+    """Backbone weights, see `BackboneConfig.weights`."""
     backbones: tuple[str, ...] = ("resnet18", "resnet50")
     """Names of the backbones that have such weights."""
 
@@ -102,26 +102,44 @@ class CNNConfig:
             raise ValueError("widths, blocks and kernel_sizes need one entry per stage, and at least one stage")
 
 
-FINETUNED_STAGES = {"head": 0, "last_stage": 1, "last_two_stages": 2, "all": 5, "gradual": 5}
-"""How many parts of the backbone each choice of `ResNetConfig.finetune` trains, counted from the head: its four stages
-and the stem."""
+FAMILIES = {
+    "alexnet": ("alexnet",), "convnext": ("convnext_",), "densenet": ("densenet",), "efficientnet": ("efficientnet_",),
+    "mobilenetv2": ("mobilenet_v2",), "mobilenetv3": ("mobilenet_v3_",),
+    "regnet": ("regnet_",), "resnet": ("resnet", "resnext", "wide_resnet"), "shufflenetv2": ("shufflenet_v2_",),
+    "swin_transformer": ("swin_",), "vgg": ("vgg",), "vision_transformer": ("vit_",),
+}  # fmt: skip
+"""Families of backbones, by the name of torchvision's module, and how the names of theirs begin."""
+
+
+MOSTLY_DENSE = ("alexnet", "convnext", "swin_transformer", "vgg", "vision_transformer")
+"""Families of which most parameters are those of dense layers, not of filters."""
+
+
+def family_of(backbone: str) -> str | None:
+    """The family of a backbone, by its name; None where it is of none that is known."""
+    return next((family for family, starts in FAMILIES.items() if backbone.startswith(starts)), None)
+
+
+FINETUNED_STAGES = {"head": 0, "last_stage": 1, "last_two_stages": 2, "all": None, "gradual": None}
+"""How many parts of the backbone each choice of `BackboneConfig.finetune` trains, counted from the head: its stages and
+the stem. None is all of them."""
 
 
 @dataclass(frozen=True, config=STRICT_KEYS)
-class ResNetConfig:
-    """A ResNet of torchvision with a head of its own, and how its pretrained weights are fine-tuned."""
+class BackboneConfig:
+    """A network of torchvision with a head of its own, and how its pretrained weights are fine-tuned."""
 
     backbone: str
-    """Name of a torchvision classification ResNet: `resnet18`, `resnet50` ..."""
+    """torchvision's name of a classification network of `FAMILIES`: `resnet18`, `efficientnet_b0` ..."""
     weights: str = "DEFAULT"
     """What the backbone starts from: `IMAGENET1K_V1` or `IMAGENET1K_V2` (torchvision's download), `DEFAULT` (the better
     one), `none` (random), or the path of a file with torchvision's keys."""
     stem: Literal["imagenet", "cifar"] = "imagenet"
-    """`imagenet` reduces the image four times before the first stage; `cifar` does not: a 3x3 convolution (of
-    pretrained filters the centre) without stride or pooling."""
+    """`imagenet` is the backbone's own, which of a ResNet reduces the image four times before the first stage. `cifar`,
+    for ResNets alone, does not: a 3x3 convolution (of pretrained filters the centre) without stride or pooling."""
     finetune: Literal["head", "last_stage", "last_two_stages", "all", "gradual"] = "all"
-    """What trains beside the head. `gradual` adds a stage at a time, from the last to the stem, over the first half of
-    the horizon (Howard and Ruder 2018, arXiv:1801.06146)."""
+    """What trains beside the head. `gradual` adds a stage after each tenth of the horizon, from the last to the stem
+    (Howard and Ruder 2018, arXiv:1801.06146)."""
     backbone_lr: PositiveFloat = 0.1
     """Learning rate of the backbone, as a multiple of the head's."""
     layer_decay: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 1.0
@@ -137,6 +155,12 @@ class ResNetConfig:
     on them. The first is the image itself, the others are drawn by `augment`; epochs take turns."""
 
     def __post_init__(self) -> None:
+        family = family_of(self.backbone)
+        if family is None:
+            known = ", ".join(f"{start}..." for starts in FAMILIES.values() for start in starts)
+            raise ValueError(f"backbone {self.backbone!r} is not known; take one of torchvision's {known}")
+        if self.stem == "cifar" and family != "resnet":
+            raise ValueError(f"{self.backbone} has no stem 'cifar', which is for ResNets; use 'imagenet'")
         if self.weights == "none" and self.finetune != "all":
             raise ValueError(f"finetune {self.finetune!r} freezes a backbone of random weights; use 'all', or weights")
         if self.stem == "cifar" and self.finetune not in ("all", "gradual"):
@@ -237,9 +261,9 @@ class AugmentConfig:
 class TrialConfig:
     """Everything that defines a model and how it is trained, but its data, its budget and its seed."""
 
-    family: Literal["cnn", "resnet", "module"] = "cnn"
-    """Model family."""
-    model: CNNConfig | ResNetConfig | ModuleConfig = field(default_factory=CNNConfig)
+    family: str = "cnn"
+    """Model family: `cnn`, `module`, or that of the backbone, see `FAMILIES`."""
+    model: CNNConfig | BackboneConfig | ModuleConfig = field(default_factory=CNNConfig)
     """Architecture, and what of it trains."""
     image_size: Annotated[int, pydantic.Field(ge=8, le=1024)] | None = None
     """Side in pixels that the model itself brings its images to; None takes them as they are."""
@@ -264,6 +288,13 @@ class TrialConfig:
     """What the network computes in, in training and afterwards; with `bf16` weights stay fp32, and PyTorch's autocast
     chooses what is computed in bfloat16. The models of a run all have the same: `--precision`."""
 
+    @pydantic.field_validator("family")
+    @classmethod
+    def _known_family(cls, family: str) -> str:
+        if family not in MODEL_CONFIGS:
+            raise ValueError(f"must be one of {', '.join(MODEL_CONFIGS)}")
+        return family
+
     @pydantic.field_validator("model", mode="before")
     @classmethod
     def _model_of_family(cls, model: Any, info: pydantic.ValidationInfo) -> Any:
@@ -271,15 +302,21 @@ class TrialConfig:
         return kind.validate_python(model) if kind else model
 
     def __post_init__(self) -> None:
-        if self.family == "resnet" and not isinstance(self.model, ResNetConfig):
-            raise ValueError("family resnet needs a model with a backbone")
+        if self.family in FAMILIES and not isinstance(self.model, BackboneConfig):
+            raise ValueError(f"family {self.family} needs a model with a backbone")
         if self.family == "module" and not isinstance(self.model, ModuleConfig):
             raise ValueError("family module needs a model with a source")
+        if isinstance(self.model, BackboneConfig) and self.family != family_of(self.model.backbone):
+            raise ValueError(f"{self.model.backbone} is of family {family_of(self.model.backbone)}, not {self.family}")
+        if isinstance(self.model, BackboneConfig) and self.family in MOSTLY_DENSE and self.optimizer.name == "muon":
+            raise ValueError(
+                f"optimizer muon trains filters, and most of {self.model.backbone} are dense layers; use adamw or sgd"
+            )
         if self.augment.mix != "none" and self.batch_size == 1:
             raise ValueError(
                 f"augment/mix {self.augment.mix!r} mixes the images of a batch, and batch_size is 1; use a larger one"
             )
-        if isinstance(self.model, ResNetConfig) and self.model.finetune == "head":
+        if isinstance(self.model, BackboneConfig) and self.model.finetune == "head":
             if self.augment.mix != "none":
                 raise ValueError(
                     f"augment/mix {self.augment.mix!r} needs images, and with finetune 'head' features of them are "
@@ -297,7 +334,7 @@ class TrialConfig:
     @property
     def trains_head_only(self) -> bool:
         """Whether all but the head is frozen, so that its inputs can be computed once."""
-        return isinstance(self.model, ResNetConfig) and self.model.finetune == "head"
+        return isinstance(self.model, BackboneConfig) and self.model.finetune == "head"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as a plain nested dict that :func:`trial_config` reads back."""
@@ -306,7 +343,7 @@ class TrialConfig:
 
 MODEL_CONFIGS: dict[str, pydantic.TypeAdapter[Any]] = {
     "cnn": pydantic.TypeAdapter(CNNConfig),
-    "resnet": pydantic.TypeAdapter(ResNetConfig),
+    **dict.fromkeys(FAMILIES, pydantic.TypeAdapter(BackboneConfig)),
     "module": pydantic.TypeAdapter(ModuleConfig),
 }
 """By family."""
@@ -357,6 +394,8 @@ def replaced(config: TrialConfig, values: Mapping[str, Any], source: str) -> Tri
         if key not in holder and where != PARAMS:
             raise InputError(f"{source}: {path}: no such key; {where or 'a configuration'} has {', '.join(holder)}")
         holder[key] = value
+    if "model/backbone" in values and "family" not in values:  # which is no choice of its own
+        changed["family"] = family_of(str(values["model/backbone"])) or config.family
     return trial_config(changed, source)
 
 

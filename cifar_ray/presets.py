@@ -5,14 +5,15 @@ from typing import Any, Literal
 
 from cifar_ray.config import (
     AugmentConfig,
+    BackboneConfig,
     CNNConfig,
     Flip,
     LRScheduleConfig,
     ModuleConfig,
     OptimizerConfig,
-    ResNetConfig,
     Task,
     TrialConfig,
+    family_of,
 )
 from cifar_ray.errors import InputError
 
@@ -27,11 +28,16 @@ THREE_CONVOLUTIONS: dict[str, dict[str, Any]] = {
 DEFAULT_RECIPES: dict[str, Literal["cpu", "cuda"]] = {"small-cnn": "cpu", "fast-cnn": "cuda"}
 """Trial 0 of the space `cnn`, by the kind of device that it is made for; either trains on both."""
 
+WAYS: dict[str, dict[str, Any]] = {
+    "frozen": {"finetune": "head"},
+    "last-stages": {"finetune": "last_two_stages", "backbone_lr": 0.3},
+    "finetune": {"finetune": "all", "backbone_lr": 0.3},
+    "scratch": {"weights": "none"},
+}
+"""Ways to use any backbone: `resnet18-frozen`, `mobilenet_v3_small-finetune` ..."""
+
 RESNETS: dict[str, dict[str, Any]] = {
-    "resnet18-frozen": {"backbone": "resnet18", "finetune": "head"},
-    "resnet18-last-stages": {"backbone": "resnet18", "finetune": "last_two_stages", "backbone_lr": 0.3},
-    "resnet18-finetune": {"backbone": "resnet18", "finetune": "all", "backbone_lr": 0.3},
-    "resnet18-scratch": {"backbone": "resnet18", "weights": "none"},
+    **{f"resnet18-{way}": {"backbone": "resnet18", **values} for way, values in WAYS.items()},
     "resnet50-frozen": {"backbone": "resnet50", "weights": "IMAGENET1K_V1", "finetune": "head", "head_hidden": [256]},
     "resnet50-frozen-mlp": {
         "backbone": "resnet50",
@@ -66,10 +72,9 @@ def preset(name: str, task: Task) -> TrialConfig:
         )
 
         return load_space("cnn").default_config(dataclasses.replace(task, device=DEFAULT_RECIPES[name]))
-    if name in RESNETS:
-        return _resnet(name, task)
+    check_preset(name)
     if name not in THREE_CONVOLUTIONS:
-        raise InputError(f"--preset: no preset {name!r}; take one of {', '.join(PRESETS)}")
+        return _pretrained(name, task)
     return TrialConfig(
         model=CNNConfig(
             widths=[32, 64, 128],
@@ -94,17 +99,30 @@ def module_recipe(network: ModuleConfig, task: Task) -> TrialConfig:
     return dataclasses.replace(load_space("module"), module=network).default_config(task)
 
 
+def check_preset(name: str) -> None:
+    """Raise InputError where there is no preset of that name, as far as that can be told without torchvision."""
+    backbone, _, way = name.rpartition("-")
+    if name not in PRESETS and not (way in WAYS and family_of(backbone)):
+        raise InputError(
+            f"--preset: no preset {name!r}; take one of {', '.join(PRESETS)}, or a backbone of torchvision and its use "
+            f"({', '.join(WAYS)}), such as mobilenet_v3_small-frozen"
+        )
+
+
 def _flip(task: Task) -> Flip:
     return "random" if "random" in task.flips else "none"
 
 
-def _resnet(name: str, task: Task) -> TrialConfig:
-    model = ResNetConfig(**RESNETS[name])
+def _pretrained(name: str, task: Task) -> TrialConfig:
+    backbone, _, way = name.rpartition("-")
+    model = BackboneConfig(**(RESNETS.get(name) or {"backbone": backbone, **WAYS[way]}))
+    family = family_of(model.backbone)
+    assert family is not None
     head_only = model.finetune == "head"
     augmented = not head_only or model.feature_views > 1
     image_size = 224 if name.endswith("224") else 64 if task.device == "cpu" else 128
     return TrialConfig(
-        family="resnet",
+        family=family,
         model=model,
         image_size=image_size,
         optimizer=OptimizerConfig(name="adamw", lr=3e-3 if head_only else 2e-3, weight_decay=0.05),

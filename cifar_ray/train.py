@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from cifar_ray.cli.flags import TrainSettings
 from cifar_ray.cli.parser import parse_flags, run_command
 from cifar_ray.cli.resume import run_settings
-from cifar_ray.presets import PRESETS
+from cifar_ray.presets import PRESETS, WAYS
 
 EPILOG = f"""\
 presets: {textwrap.fill(", ".join(PRESETS), 100, subsequent_indent="  ", break_on_hyphens=False)}
+  and NAME-{", NAME-".join(WAYS)} of torchvision's other classification networks (efficientnet_b0 ...)
 
 examples:
   python -m cifar_ray.train --preset mish-cnn --preset mish-bn-cnn --data digits

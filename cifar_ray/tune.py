@@ -8,8 +8,9 @@ from cifar_ray.cli.parser import parse_flags, run_command
 from cifar_ray.cli.resume import run_settings
 
 EPILOG = """\
-spaces: cnn (convolutional networks from scratch), resnet (pretrained ResNets), module (the recipe of the network that
---module names), or a Python file of your own.
+spaces: cnn (convolutional networks from scratch), resnet (pretrained ResNets, or another network of torchvision's with
+--set model/backbone=efficientnet_b0), module (the recipe of the network that --module names), or a Python file of your
+own.
 The default recipe is the first trial of every search, and goes to the final training too: it shows what searching
 gained. Others are stopped early where they look worse than those before them.
 

@@ -1,14 +1,15 @@
 """A ResNet with pretrained weights: what of it is fine-tuned, its head, image size, optimizer and augmentation.
 
-`task.backbones` are those that have the weights `task.weights`. What a space is stands in `search_spaces/cnn.py`, which
-also draws what both families have in common.
+`task.backbones` are those that have the weights `task.weights`, or the one that `--set model/backbone=NAME` fixes: any
+of torchvision's that is known. What a space is stands in `search_spaces/cnn.py`, which also draws what all families
+have in common.
 """
 
 from typing import Any
 
 import optuna
 
-from cifar_ray.config import Task
+from cifar_ray.config import MOSTLY_DENSE, Task, family_of
 from search_spaces.cnn import draw_augment, draw_optimizer, draw_recipe, flips, imbalanced
 
 OPTIMIZERS = {
@@ -21,6 +22,14 @@ OPTIMIZERS = {
 HEAD_OPTIMIZERS = {"sgd": ((0.01, 1.0), (1e-6, 1e-2)), "adamw": ((3e-4, 3e-2), (1e-4, 0.5))}
 """The same where the head alone is trained."""
 
+SMALL = (
+    "alexnet", "efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "mobilenet_v2", "mobilenet_v3_large",
+    "mobilenet_v3_small", "regnet_x_1_6gf", "regnet_x_400mf", "regnet_x_800mf", "regnet_y_1_6gf", "regnet_y_400mf",
+    "regnet_y_800mf", "resnet18", "shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5",
+    "shufflenet_v2_x2_0",
+)  # fmt: skip
+"""Backbones that do no more arithmetic for an image than a ResNet-18: a CPU may train all of them."""
+
 FINETUNE = ["head", "last_stage", "last_two_stages", "all", "gradual"]
 
 HEADS: dict[str, list[int]] = {"linear": [], "256": [256], "512": [512], "512-128": [512, 128]}
@@ -32,6 +41,7 @@ def space(trial: optuna.Trial, task: Task) -> dict[str, Any]:
     small = task.device == "cpu"
     sizes = [32, 64, 96] if small else [32, 64, 96, 128, 160, 224]
     backbone = trial.suggest_categorical("model/backbone", list(task.backbones))
+    family = family_of(backbone)
     image_size = trial.suggest_categorical("image_size", sizes)
     head = trial.suggest_categorical("model/head", list(HEADS))
     model: dict[str, Any] = {
@@ -42,7 +52,7 @@ def space(trial: optuna.Trial, task: Task) -> dict[str, Any]:
     }
     if task.weights == "none":
         model["finetune"] = "all"
-    elif small and backbone != "resnet18":
+    elif small and backbone not in SMALL:
         model["finetune"] = "head"  # more of a larger one takes a CPU hours
     else:
         model["finetune"] = trial.suggest_categorical("model/finetune", FINETUNE)
@@ -54,16 +64,17 @@ def space(trial: optuna.Trial, task: Task) -> dict[str, Any]:
         optimizer = draw_optimizer(trial, "head_optimizer", HEAD_OPTIMIZERS)
     else:
         augment = draw_augment(trial, task)
-        optimizer = draw_optimizer(trial, "optimizer", OPTIMIZERS)
+        fitting = {name: ranges for name, ranges in OPTIMIZERS.items() if name != "muon" or family not in MOSTLY_DENSE}
+        optimizer = draw_optimizer(trial, "optimizer", fitting)
         if task.weights != "none":
             model["backbone_lr"] = trial.suggest_float("model/backbone_lr", 0.03, 1.0, log=True)
             model["layer_decay"] = trial.suggest_categorical("model/layer_decay", [0.5, 0.7, 1.0])
             model["freeze_norm_statistics"] = trial.suggest_categorical("model/freeze_norm_statistics", [False, True])
         # It takes sixteen times the work of the other one.
-        if model["finetune"] in ("all", "gradual") and image_size <= (32 if small else 64):
+        if family == "resnet" and model["finetune"] in ("all", "gradual") and image_size <= (32 if small else 64):
             model["stem"] = trial.suggest_categorical("model/stem", ["imagenet", "cifar"])
     return {
-        "family": "resnet",
+        "family": family,
         "model": model,
         "image_size": image_size,
         "optimizer": optimizer,
@@ -85,7 +96,7 @@ def default(task: Task) -> dict[str, Any]:
         "label_smoothing": 0.1,
         **({"class_weights": "none"} if imbalanced(task) else {}),
     }
-    if task.weights != "none" and small and task.backbones[0] != "resnet18":
+    if task.weights != "none" and small and task.backbones[0] not in SMALL:
         return params | {
             "model/feature_views": 4,
             "head_optimizer/name": "adamw",

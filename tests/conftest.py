@@ -73,6 +73,13 @@ def digit_arrays() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user cache folder for the test alone; returns where kept features lie in it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "cifar_ray" / "features"
+
+
+@pytest.fixture
 def run_command(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """Run `python -m cifar_ray.COMMAND ARGS` in an empty folder, its runs below `tmp_path/runs`."""
 

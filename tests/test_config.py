@@ -322,6 +322,16 @@ def test_a_value_is_changed_by_its_path_and_all_else_stays(path: str, text: str,
     assert before.to_dict() == UNUSUAL
 
 
+def test_the_family_follows_the_backbone() -> None:
+    resnet = trial_config(UNUSUAL_RESNET, "here")
+    other = with_values(resnet, {"model/backbone": "efficientnet_b0", "model/stem": "imagenet"}, "here")
+    assert (other.family, other.model.backbone) == ("efficientnet", "efficientnet_b0")
+    with pytest.raises(InputError, match="backbone 'nosuch' is not known; take one of torchvision's alexnet"):
+        with_values(resnet, {"model/backbone": "nosuch"}, "here")
+    with pytest.raises(InputError, match="resnet50 is of family resnet, not efficientnet"):
+        with_values(resnet, {"family": "efficientnet"}, "here")
+
+
 def test_values_that_are_valid_together_are_changed_together() -> None:
     texts = {"model/widths": "[8]", "model/blocks": "[1]", "model/kernel_sizes": "[3]"}
     assert with_values(TrialConfig(), texts, "here").to_dict()["model"]["widths"] == [8]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from cifar_ray.config import ResNetConfig, Task, TrialConfig, trial_config
+from cifar_ray.config import BackboneConfig, Task, TrialConfig, trial_config
 from cifar_ray.errors import InputError
 from cifar_ray.models.classifier import build_model, count_params
-from cifar_ray.presets import PRESETS, preset
+from cifar_ray.presets import PRESETS, WAYS, preset
 from cifar_ray.search.space import load_space
 from cifar_ray.training.device_data import DeviceData
 from cifar_ray.training.loop import Experiment, run_experiment
@@ -98,7 +98,7 @@ def test_the_tutorial_network_and_its_variants_differ_in_norm_and_activation_alo
 
 def test_the_resnets_are_what_their_names_say() -> None:
     models = {name: preset(name, CIFAR10).model for name in RESNETS}
-    assert all(isinstance(model, ResNetConfig) for model in models.values())
+    assert all(isinstance(model, BackboneConfig) for model in models.values())
     assert all(name.startswith(model.backbone) for name, model in models.items())
     heads = [name for name, model in models.items() if model.finetune == "head"]
     assert heads == ["resnet18-frozen", "resnet50-frozen", "resnet50-frozen-mlp", "resnet50-aug-224"]
@@ -109,6 +109,17 @@ def test_the_resnets_are_what_their_names_say() -> None:
     assert models["resnet18-scratch"].weights == "none"
 
 
+@pytest.mark.parametrize("backbone", ["mobilenet_v3_small", "efficientnet_b0", "vit_b_16", "resnet50"])
+def test_any_backbone_has_the_presets_of_resnet18(backbone: str) -> None:
+    for way in WAYS:
+        config, of_resnet18 = preset(f"{backbone}-{way}", CIFAR10), preset(f"resnet18-{way}", CIFAR10)
+        if f"{backbone}-{way}" not in PRESETS:  # others of ResNet-50 were here first
+            model = replace(of_resnet18.model, backbone=backbone)
+            assert config == replace(of_resnet18, model=model, family=config.family)
+        with torch.device("meta"):
+            build_model(config, num_classes=10, channels=3, image_size=32)
+
+
 @pytest.mark.parametrize("name", [*TUTORIAL, "small-cnn"])  # fast-cnn takes all these images in one step
 def test_a_preset_learns(name: str, digit_arrays: dict[str, np.ndarray]) -> None:
     data = DeviceData.from_arrays(digit_arrays, 10, torch.device("cpu"))
@@ -116,11 +127,13 @@ def test_a_preset_learns(name: str, digit_arrays: dict[str, np.ndarray]) -> None
     assert outcome.best["val_accuracy"] > 0.8
 
 
-@pytest.mark.parametrize("name", ["", "simple", "Simple-CNN", "best\nof"])
+@pytest.mark.parametrize(
+    "name", ["", "simple", "Simple-CNN", "best\nof", "mobilenet_v3_small", "googlenet-frozen", "resnet18-full"]
+)
 def test_an_unknown_preset_is_told_with_the_known_ones(name: str) -> None:
     with pytest.raises(InputError) as caught:
         preset(name, CIFAR10)
     message = str(caught.value)
     assert message.startswith("--preset: ") and repr(name) in message
     assert "\n" not in message
-    assert all(known in message for known in PRESETS)
+    assert all(known in message for known in (*PRESETS, *WAYS, "mobilenet_v3_small-frozen"))

@@ -99,13 +99,13 @@ class TrainingSettings(RunSettings):
     train_size: int | None = flag(None, "use this many training images, validation included", at_least(1), "N")
     image_size: int | None = flag(
         None,
-        "side of the images in pixels (default: auto, native up to 64, else 32; with ResNets 96, or 160 on GPUs)",
+        "side of the images in pixels (default: auto, native up to 64, else 32; with backbones 96, or 160 on GPUs)",
         values.image_size,
         "auto|N",
     )
     weights: str | None = flag(
         None,
-        "backbone weights of ResNets: DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2, none, or a file (.pth, .safetensors) with "
+        "weights of backbones: DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2, none, or a file (.pth, .safetensors) with "
         "torchvision's keys (default: what a configuration says, DEFAULT in a search)",
         values.weights,
         "NAME|PATH",

@@ -10,8 +10,9 @@ import numpy as np
 import ray
 import torch
 
-from cifar_ray.config import ResNetConfig, TrialConfig
+from cifar_ray.config import BackboneConfig, TrialConfig
 from cifar_ray.errors import InputError
+from cifar_ray.models.families import check_backbone
 from cifar_ray.models.pretrained import load_weights
 from cifar_ray.training.device_data import DeviceData
 from cifar_ray.training.loop import Experiment
@@ -27,15 +28,17 @@ def put_weights(configs: Iterable[TrialConfig]) -> tuple[Pretrained, list[dict[s
         What :func:`get_weights` takes, and the facts for run.json: `backbone`, `source` and `sha256`.
 
     Raises:
-        InputError: some cannot be read or downloaded.
+        InputError: some cannot be read or downloaded, or torchvision has no such backbone.
     """
     refs: Pretrained = {}
     facts = []
     for config in configs:
+        if isinstance(config.model, BackboneConfig):
+            check_backbone(config.model.backbone)
         key = _key(config)
         if key is None or key in refs:
             continue
-        assert isinstance(config.model, ResNetConfig)
+        assert isinstance(config.model, BackboneConfig)
         found = load_weights(config.model.backbone, config.model.weights)
         refs[key] = ray.put(found.tensors)
         facts.append({"backbone": found.backbone, "source": found.source, "sha256": found.sha256})
@@ -68,7 +71,9 @@ def granted_device() -> torch.device:
 
 def _key(config: TrialConfig) -> str | None:
     model = config.model
-    return f"{model.backbone} {model.weights}" if isinstance(model, ResNetConfig) and model.weights != "none" else None
+    return (
+        f"{model.backbone} {model.weights}" if isinstance(model, BackboneConfig) and model.weights != "none" else None
+    )
 
 
 @dataclass(frozen=True)

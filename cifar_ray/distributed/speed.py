@@ -10,7 +10,7 @@ import ray
 import torch
 from torch import Tensor, nn
 
-from cifar_ray.config import ResNetConfig, TrialConfig
+from cifar_ray.config import BackboneConfig, TrialConfig
 from cifar_ray.distributed.process import PROCESS, TrialSettings, get_weights, granted_device
 from cifar_ray.distributed.ray_internals import free_memory_here
 from cifar_ray.models.classifier import Classifier, has_bf16
@@ -114,7 +114,7 @@ def _random_features(
     model: Classifier, config: TrialConfig, train_images: Tensor, val_images: Tensor, images_key: str, fill: Tensor
 ) -> Features:
     """In place of those that a backbone computes of all images: a head is as fast on these."""
-    assert isinstance(config.model, ResNetConfig)
+    assert isinstance(config.model, BackboneConfig)
     head = model.get_submodule("network.head")
     width = next(layer.in_features for layer in head.modules() if isinstance(layer, nn.Linear))
     train, val = (torch.randn(len(images), width, device=images.device).half() for images in (train_images, val_images))

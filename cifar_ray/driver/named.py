@@ -8,10 +8,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from cifar_ray.cli.flags import AblateSettings, NamedSettings
-from cifar_ray.config import PARAMS, ModuleConfig, Precision, ResNetConfig, Task, TrialConfig, trial_config, with_values
+from cifar_ray.config import (
+    PARAMS,
+    BackboneConfig,
+    ModuleConfig,
+    Precision,
+    Task,
+    TrialConfig,
+    trial_config,
+    with_values,
+)
 from cifar_ray.data.sources import DEFAULT_DATA
 from cifar_ray.errors import InputError
-from cifar_ray.presets import PRESETS, module_recipe, preset
+from cifar_ray.presets import check_preset, module_recipe, preset
 from cifar_ray.results.config_json import MODULE, TO_TRAIN_AGAIN, Card, read_config, require_trust
 from cifar_ray.results.records import folder_name, read_name
 from cifar_ray.search.design import Design, make_design
@@ -46,8 +55,7 @@ def read_named(settings: NamedSettings) -> list[Saved]:
             is not trusted, or two models have one name.
     """
     for name in settings.preset:
-        if name not in PRESETS:
-            raise InputError(f"--preset: no preset {name!r}; take one of {', '.join(PRESETS)}")
+        check_preset(name)
     saved = [read_saved(path, settings.trust_code) for path in settings.config]
     saved += [_read_own(text) for text in settings.module]
     names = [*settings.preset, *(one.name for one in saved)]
@@ -134,7 +142,7 @@ def design_of(
 
 def _with_weights(name: str, config: TrialConfig, weights: str | None) -> TrialConfig:
     # A model that is to be trained from scratch stays so.
-    if weights is None or not isinstance(config.model, ResNetConfig) or config.model.weights == "none":
+    if weights is None or not isinstance(config.model, BackboneConfig) or config.model.weights == "none":
         return config
     values = config.to_dict()
     values["model"]["weights"] = weights

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from cifar_ray.cli.console import Console
-from cifar_ray.config import TrialConfig
+from cifar_ray.config import BackboneConfig, TrialConfig
 from cifar_ray.data.decode import Images
 from cifar_ray.data.labelled import split_fingerprint
 from cifar_ray.data.splits import DataSplits
@@ -139,9 +139,10 @@ def share_weights(run: Run[Any], console: Console, configs: Iterable[TrialConfig
     """
     configs, given = list(configs), run.settings.weights
     refs, facts = put_weights(configs)
-    if given is not None and not (refs or (given == "none" and any(config.family == "resnet" for config in configs))):
+    with_backbone = any(isinstance(config.model, BackboneConfig) for config in configs)
+    if given is not None and not (refs or (given == "none" and with_backbone)):
         raise InputError(
-            "--weights: none of these models takes any; leave it out, or add a ResNet (--space cnn,resnet)"
+            "--weights: none of these models takes any; leave it out, or add a pretrained one (--space cnn,resnet)"
         )
     for fact in facts:
         console.line(f"weights     {fact['backbone']}: {fact['source']} (SHA-256 {fact['sha256'][:12]})")

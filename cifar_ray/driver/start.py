@@ -12,7 +12,7 @@ import numpy as np
 from cifar_ray.cli.console import Console
 from cifar_ray.cli.flags import TrainingSettings
 from cifar_ray.cli.parser import option_of
-from cifar_ray.config import Task, TrialConfig
+from cifar_ray.config import BackboneConfig, Task, TrialConfig
 from cifar_ray.data.labelled import split_fingerprint
 from cifar_ray.data.splits import DataSplits, load_data
 from cifar_ray.distributed.hardware import plan_workers
@@ -133,8 +133,8 @@ def describe_data(data: DataSplits) -> dict[str, Any]:
 
 
 def auto_image_size(configs: Iterable[TrialConfig]) -> int:
-    """Side that large images are brought to, in pixels: larger where a ResNet may be trained on them."""
-    if all(config.family in ("cnn", "module") for config in configs):
+    """Side that large images are brought to, in pixels: larger where a pretrained network may be trained on them."""
+    if not any(isinstance(config.model, BackboneConfig) for config in configs):
         return 32
     import torch  # not at once: it takes seconds
 

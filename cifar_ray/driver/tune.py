@@ -21,7 +21,7 @@ def tune(settings: TuneSettings) -> int:
     module = _module(settings.module)
     spaces = [replace(space, fixed=settings.fixed, module=module) for space in load_spaces(settings.space)]
     names = [space.name for space in spaces]
-    backbones = _backbones(settings.weights)
+    backbones = _backbones(settings)
     provisional = replace(NO_DATA, weights=settings.weights or "DEFAULT", backbones=backbones)
     configs = [config for space in spaces for _, config in sample_space(space, provisional, NUM_LOOKED_AT)]
     if module and not any(config.family == "module" for config in configs):
@@ -52,9 +52,12 @@ def _module(text: str | None) -> ModuleConfig | None:
     return read_module(text)
 
 
-def _backbones(weights: str | None) -> tuple[str, ...]:
-    if weights is None:
-        return Task.backbones
+def _backbones(settings: TuneSettings) -> tuple[str, ...]:
+    """What spaces may draw; a backbone that is fixed may be any."""
+    fixed = settings.fixed.get("model/backbone")
+    usual = Task.backbones if fixed is None else (fixed,)
+    if settings.weights is None:
+        return usual
     from cifar_ray.models.pretrained import backbones_with  # torch
 
-    return backbones_with(weights)
+    return backbones_with(settings.weights, usual)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cifar_ray.config import ModuleConfig, ResNetConfig, TrialConfig
+from cifar_ray.config import BackboneConfig, ModuleConfig, TrialConfig
+from cifar_ray.models.backbone import BackboneNet
 from cifar_ray.models.cnn import CNN
 from cifar_ray.models.module import make_network
-from cifar_ray.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet
+from cifar_ray.models.pretrained import normalisation
 
 NUM_WHITENED = 2000
 """Training images, at most, of whose patches the whitening filters are made."""
@@ -54,7 +55,7 @@ class Classifier(nn.Module):
         self.tta = tta
         self.precision = precision
         """`fp32` or `bf16`, see `TrialConfig.precision`."""
-        self.built_in = isinstance(network, CNN | ResNet)
+        self.built_in = isinstance(network, CNN | BackboneNet)
         """Whether the network is not the user's own, of which nothing is known."""
 
     @property
@@ -93,7 +94,7 @@ class Classifier(nn.Module):
 
     def unfreeze(self, epoch: int, max_epochs: int) -> bool:
         """Let that train which does in `epoch` (from 1); return whether that changes anything."""
-        return isinstance(self.network, ResNet) and self.network.unfreeze(epoch, max_epochs)
+        return isinstance(self.network, BackboneNet) and self.network.unfreeze(epoch, max_epochs)
 
     @torch.no_grad()
     def initialize(
@@ -108,9 +109,9 @@ class Classifier(nn.Module):
             pretrained: backbone weights, which go with the normalisation that they were trained with.
         """
         if pretrained is not None:
-            assert isinstance(self.network, ResNet)
+            assert isinstance(self.network, BackboneNet)
             self.network.load_backbone(pretrained)
-            colours = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=mean.device) * 255  # (2, 3)
+            colours = torch.tensor(normalisation(self.network.config), device=mean.device) * 255  # (2, 3)
             mean, std = colours if len(mean) == 3 else colours.mean(1, keepdim=True)
         self.normalize.mean.copy_(mean.view(1, -1, 1, 1))
         self.normalize.std.copy_(std.view(1, -1, 1, 1))
@@ -130,8 +131,8 @@ def build_model(config: TrialConfig, *, num_classes: int, channels: int, image_s
     """
     size = config.image_size or image_size
     network: nn.Module
-    if isinstance(config.model, ResNetConfig):
-        network = ResNet(config.model, num_classes, size)
+    if isinstance(config.model, BackboneConfig):
+        network = BackboneNet(config.model, num_classes, size)
     elif isinstance(config.model, ModuleConfig):
         network = make_network(config.model, num_classes, channels, size)
     else:

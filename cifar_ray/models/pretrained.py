@@ -1,10 +1,11 @@
-"""Pretrained weights of torchvision's classification ResNets: torchvision's own, or a file with the same keys."""
+"""Pretrained weights of torchvision's classification networks: torchvision's own, or a file with the same keys."""
 
 from __future__ import annotations
 
 import hashlib
 import http.client
 import logging
+import math
 import os
 import pickle
 import re
@@ -19,13 +20,23 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from cifar_ray.config import WEIGHTS, WEIGHTS_SUFFIXES, Task
+from cifar_ray.config import WEIGHTS, WEIGHTS_SUFFIXES, BackboneConfig
 from cifar_ray.errors import InputError, one_line
 from cifar_ray.files import download_timeout
+from cifar_ray.models.families import POSITIONS, backbones, check_backbone, make_backbone
 
 logger = logging.getLogger(__name__)
 
 DTYPES = (torch.float16, torch.float32, torch.bfloat16)
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "relative_position_index", "relative_coords_table")
+"""Endings of the keys of what is no parameter."""
+POSITION_INDEX = "relative_position_index"
+RENAMED = (
+    (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\."), r"\1\2."),
+    (re.compile(r"\.mlp\.linear_1\."), ".mlp.0."),
+    (re.compile(r"\.mlp\.linear_2\."), ".mlp.3."),
+)
+"""Parts of keys in files of torchvision's DenseNets and ViTs that have another name in its networks by now."""
 NUM_BATCHES = "num_batches_tracked"  # counted by batch norm, used by none of torchvision's; old files lack it
 
 Shapes = dict[str, tuple[int, ...]]
@@ -33,7 +44,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class BackboneWeights:
-    """What a ResNet starts from: all its weights and buffers, without the classifier."""
+    """What a backbone starts from: all its weights and buffers, without the classifier."""
 
     backbone: str
     """torchvision's name of it, such as `resnet18`."""
@@ -42,34 +53,25 @@ class BackboneWeights:
     sha256: str
     """SHA-256 of the file, as 64 hexadecimal digits."""
     tensors: dict[str, np.ndarray]
-    """By torchvision's key, in its order and without `fc.*`: fp16 or fp32 as in the file (bf16 becomes fp32, which
-    numpy has), and the int64 scalars `num_batches_tracked`, 0 where the file has none."""
-
-
-def backbones() -> tuple[str, ...]:
-    """Return torchvision's names of its classification ResNets."""
-    # Lazily, here and below: torchvision takes as long to import as torch.
-    import torchvision
-
-    names = torchvision.models.list_models(module=torchvision.models)
-    builder = torchvision.models.get_model_builder
-    return tuple(name for name in names if builder(name).__module__ == torchvision.models.resnet.__name__)
+    """By torchvision's key, in its order and without the classifier's: fp16 or fp32 as in the file (bf16 becomes fp32,
+    which numpy has), and int64, such as the scalars `num_batches_tracked`, 0 where the file has none."""
 
 
 def published(backbone: str) -> tuple[str, ...]:
-    """Return the names of the weights that torchvision publishes of a backbone, such as `IMAGENET1K_V1`.
+    """Return which of `WEIGHTS` torchvision publishes of a backbone, such as `IMAGENET1K_V1`.
 
     Raises:
         InputError: there is no such backbone.
     """
-    return tuple(choice.name for choice in _published(backbone))  # not DEFAULT, which is another name of one of them
+    # (Not DEFAULT, which is another name of one of them.)
+    return tuple(choice.name for choice in _published(backbone) if choice.name in WEIGHTS)
 
 
 def load_weights(backbone: str, weights: str) -> BackboneWeights:
     """Return the weights of a backbone.
 
     Args:
-        backbone: one of :func:`backbones`.
+        backbone: one of :func:`~cifar_ray.models.families.backbones`.
         weights: `IMAGENET1K_V1` or `IMAGENET1K_V2`, torchvision's, from the cache of `torch.hub` or downloaded to it;
             `DEFAULT`, the better of those that there are; or the path of a file, see :func:`weights_of_file`.
 
@@ -82,8 +84,7 @@ def load_weights(backbone: str, weights: str) -> BackboneWeights:
     if weights not in WEIGHTS:
         found = weights_of_file(Path(weights))
     elif weights not in choices.__members__:
-        names = " or ".join(published(backbone))
-        raise InputError(f"weights {weights}: torchvision has none of that name for {backbone}; use {names}")
+        raise _no_such_weights(weights, backbone)
     else:
         choice = choices[weights]
         found = replace(weights_of_file(_cached_file(backbone, choice.url)), source=choice.name)
@@ -94,35 +95,49 @@ def load_weights(backbone: str, weights: str) -> BackboneWeights:
     return found
 
 
+def _no_such_weights(weights: str, backbone: str) -> InputError:
+    names = " or ".join(published(backbone)) or "DEFAULT"
+    return InputError(f"weights {weights}: torchvision has none of that name for {backbone}; use {names}")
+
+
+def normalisation(config: BackboneConfig) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each colour (0..1) that goes with the weights of a backbone.
+
+    Of a file they are those of torchvision's default weights.
+    """
+    choices = _published(config.backbone)
+    transforms = choices.__members__.get(config.weights, choices.DEFAULT).transforms()
+    return transforms.mean, transforms.std
+
+
 def weights_of_file(path: Path) -> BackboneWeights:
     """Read a state dict with torchvision's keys, in fp16, fp32 or bf16; the backbone is the one that it fits.
 
-    Keys of the classifier (`fc.*`) are left out, whatever their shapes are.
+    Keys of the classifier are left out, whatever their shapes are.
 
     Args:
         path: a file of `torch.save` (.pth, .pt), of which only tensors are read, no code is run; or a .safetensors.
 
     Raises:
-        InputError: the file is missing or damaged, holds anything but the weights of a ResNet of torchvision, or has
-            numbers in it that are not finite.
+        InputError: the file is missing or damaged, holds anything but the weights of a known backbone, or has numbers
+            in it that are not finite.
     """
     path = Path(os.path.abspath(os.path.expanduser(path)))
     sha256, content = _read(path)
-    state = {key: value for key, value in _state_dict(path, content).items() if not key.startswith("fc.")}
+    state = {_renamed(key): value for key, value in _state_dict(path, content).items()}
     backbone = _matching_backbone(path, state)
     tensors = {}
-    for key in _shapes(backbone):
+    for key in _layout(backbone).shapes:
         tensors[key] = _num_batches(state.get(key)) if key.endswith(NUM_BATCHES) else _array(path, key, state[key])
     return BackboneWeights(backbone, str(path), sha256, tensors)
 
 
 def _published(backbone: str) -> Any:
     """Return torchvision's enumeration of the published weights of a backbone."""
-    import torchvision
+    from torchvision.models import get_model_weights  # lazily: torchvision takes as long to import as torch
 
-    if backbone not in backbones():
-        raise InputError(f"backbone {backbone!r}: torchvision has no such ResNet; use one of {', '.join(backbones())}")
-    return torchvision.models.get_model_weights(backbone)
+    check_backbone(backbone)
+    return get_model_weights(backbone)
 
 
 def _cached_file(backbone: str, url: str) -> Path:
@@ -228,53 +243,87 @@ def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
             raise InputError(f"{path}: {key!r:.80} is a {type(value).__name__}, not a tensor with a name; {save}")
         if value.layout is not torch.strided or value.is_meta:
             raise InputError(f"{path}: {key!r:.80} is a sparse tensor or has no values; {save}")
-    for key in content:
-        prefix = key.removesuffix("conv1.weight")
-        if prefix and prefix != key and f"{prefix}layer1.0.conv1.weight" in content:
-            made_by = " (by DataParallel or DistributedDataParallel)" if prefix == "module." else ""
-            raise InputError(
-                f"{path}: its keys begin with {prefix!r}{made_by}; save them without: "
-                f"{{key.removeprefix({prefix!r}): tensor for key, tensor in state_dict.items()}}"
-            )
     return content
+
+
+def _renamed(key: str) -> str:
+    for pattern, new in RENAMED:
+        key = pattern.sub(new, key)
+    return key
 
 
 def _has_tensors(values: dict[Any, Any]) -> bool:
     return any(isinstance(value, Tensor) for value in values.values())
 
 
-@lru_cache
-def _shapes(backbone: str) -> Shapes:
-    """Return the shape of everything in a backbone's state dict but the classifier, in its order."""
-    import torchvision
+@dataclass(frozen=True)
+class _Layout:
+    """What a state dict of a backbone looks like."""
 
-    with torch.device("meta"):  # no memory, no random numbers
-        state = torchvision.models.get_model(backbone, weights=None).state_dict()
-    return {key: tuple(tensor.shape) for key, tensor in state.items() if not key.startswith("fc.")}
+    shapes: Shapes
+    """Of everything but the classifier, in its order."""
+    classifier: str
+    """What the keys of the classifier begin with, such as `fc.`."""
+
+    def without_classifier(self, shapes: Shapes) -> Shapes:
+        return {key: shape for key, shape in shapes.items() if not key.startswith(self.classifier)}
+
+
+@lru_cache
+def _layout(backbone: str) -> _Layout:
+    made = make_backbone(backbone)
+    shapes = {key: tuple(tensor.shape) for key, tensor in made.network.state_dict().items()}
+    return _Layout(shapes, f"{made.classifier}.")
 
 
 def _matching_backbone(path: Path, state: dict[str, Tensor]) -> str:
     """Return the backbone that has exactly the keys and shapes of `state`, `num_batches_tracked` apart."""
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    num_params = sum(tensor.numel() for key, tensor in state.items() if key.endswith(("weight", "bias")))
+    totals = _totals(shapes)
 
     def distance(backbone: str) -> int:
-        # torchvision says how many parameters each has with a classifier of 1,000 classes over 512 or 2,048 features.
-        # So the right one, which alone is at distance 0, is built first: to build all of them takes most of a second.
-        total = _published(backbone).DEFAULT.meta["num_params"]
-        return min(abs(total - 1000 * (num_features + 1) - num_params) for num_features in (512, 2048))
+        # The right one, which alone is at distance 0, is built first: to build all of them takes seconds.
+        num_params = _published(backbone).DEFAULT.meta["num_params"]
+        return min(abs(num_params - total) for total in totals)
 
     problems: dict[str, list[str]] = {}
     for backbone in sorted(backbones(), key=distance):
-        problems[backbone] = _differences(shapes, _shapes(backbone))
+        layout = _layout(backbone)
+        if prefix := _prefix(shapes, layout.shapes):
+            made_by = " (by DataParallel or DistributedDataParallel)" if prefix == "module." else ""
+            raise InputError(
+                f"{path}: its keys begin with {prefix!r}{made_by}; save them without: "
+                f"{{key.removeprefix({prefix!r}): tensor for key, tensor in state_dict.items()}}"
+            )
+        problems[backbone] = _differences(layout.without_classifier(shapes), layout.shapes)
         if not problems[backbone]:
             return backbone
     nearest = min(problems, key=lambda backbone: len(problems[backbone]))
     more = f" and {len(problems[nearest]) - 3} more" if len(problems[nearest]) > 3 else ""
     raise InputError(
-        f"{path}: fits no ResNet of torchvision; nearest is {nearest}, but {', '.join(problems[nearest][:3])}{more}; "
-        f"give weights with torchvision's keys and shapes"
+        f"{path}: fits no known backbone of torchvision; nearest is {nearest}, but {', '.join(problems[nearest][:3])}"
+        f"{more}; give weights with torchvision's keys and shapes"
     )
+
+
+def _totals(shapes: Shapes) -> set[int]:
+    """How many parameters a network may have in all with a classifier of 1,000 classes, as torchvision counts them.
+
+    The classifier is one of the matrices, of any number of classes, or left out: then something in front of it, norm or
+    bias, is as wide as its features.
+    """
+    counted = sum(math.prod(shape) for key, shape in shapes.items() if not key.endswith(BUFFERS))
+    replaced = {counted + (1000 - shape[0]) * (shape[1] + 1) for shape in shapes.values() if len(shape) == 2}
+    added = {counted + 1000 * (shape[0] + 1) for shape in shapes.values() if len(shape) == 1}
+    return replaced | added | {counted}
+
+
+def _prefix(shapes: Shapes, expected: Shapes) -> str | None:
+    """What the keys expected stand behind, if all of them do."""
+    first = next(iter(expected))
+    prefixes = [key.removesuffix(first) for key in shapes if key.endswith(first) and key != first]
+    wanted = [key for key in expected if not key.endswith(NUM_BATCHES)]
+    return next((prefix for prefix in prefixes if all(prefix + key in shapes for key in wanted)), None)
 
 
 def _differences(shapes: Shapes, expected: Shapes) -> list[str]:
@@ -285,10 +334,15 @@ def _differences(shapes: Shapes, expected: Shapes) -> list[str]:
             continue
         if key not in shapes:
             found.append(f"{key} is missing")
-        elif shapes[key] != shape:
+        elif shapes[key] != shape and not (key == POSITIONS and _are_positions(shapes[key], shape)):
             found.append(f"{key} is {shapes[key]} instead of {shape}")
     extra = [key for key in shapes if key not in expected and not key.endswith(NUM_BATCHES)]
     return found + [f"{key!r:.80} is unknown" for key in extra]
+
+
+def _are_positions(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Whether they are those of another size of images: that is no difference, since they are interpolated."""
+    return len(shape) == 3 and shape[::2] == expected[::2] and math.isqrt(max(0, shape[1] - 1)) ** 2 == shape[1] - 1 > 0
 
 
 def _num_batches(tensor: Tensor | None) -> np.ndarray:
@@ -298,6 +352,8 @@ def _num_batches(tensor: Tensor | None) -> np.ndarray:
 
 
 def _array(path: Path, key: str, tensor: Tensor) -> np.ndarray:
+    if key.endswith(POSITION_INDEX):
+        return tensor.long().numpy(force=True)
     if tensor.dtype not in DTYPES:
         raise InputError(f"{path}: {key} is of type {tensor.dtype}; save it as float32 or float16")
     if not tensor.isfinite().all():
@@ -308,15 +364,17 @@ def _array(path: Path, key: str, tensor: Tensor) -> np.ndarray:
     return tensor.contiguous().numpy(force=True)
 
 
-def backbones_with(weights: str) -> tuple[str, ...]:
-    """The backbones that a space may draw, given the weights that they start from (see `ResNetConfig.weights`).
+def backbones_with(weights: str, usual: tuple[str, ...]) -> tuple[str, ...]:
+    """The backbones that a space may draw: those of `usual` that have such weights, or that of a file.
 
     Raises:
-        InputError: it is a file without such weights.
+        InputError: none has, or it is a file without such weights.
     """
-    usual = Task.backbones
     if weights in ("DEFAULT", "none"):
         return usual
-    if weights in WEIGHTS:
-        return tuple(backbone for backbone in usual if weights in published(backbone))
-    return (weights_of_file(Path(weights)).backbone,)
+    if weights not in WEIGHTS:
+        return (weights_of_file(Path(weights)).backbone,)
+    found = tuple(backbone for backbone in usual if weights in published(backbone))
+    if not found:
+        raise _no_such_weights(weights, usual[0])
+    return found

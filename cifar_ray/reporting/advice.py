@@ -101,7 +101,7 @@ def larger_model(records: Records) -> str | None:
 
 
 def pretrained_weights(records: Records) -> str | None:
-    """A ResNet that started from random weights."""
+    """A backbone that started from random weights."""
     num_train = records.data.get("num_train")
     for one in shown(records):
         model = records.config(one.config, one.best_model).get("model") or {}

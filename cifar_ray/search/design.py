@@ -16,7 +16,7 @@ from cifar_ray.errors import InputError
 from cifar_ray.results.ablation import BASE, EARLY_STOPPING
 from cifar_ray.results.config_json import as_recorded
 from cifar_ray.results.records import folder_name
-from cifar_ray.search.factors import STANDARD, Factor, LeftOut, idle, read_factor, reason_of
+from cifar_ray.search.factors import STANDARD, Factor, LeftOut, idle, kind_of, read_factor, reason_of
 
 MULTIPLES = (1 / 3, 1.0, 3.0)
 """Learning rates that a level is tried at before it is given one of its own, as multiples of its usual one."""
@@ -88,7 +88,7 @@ def make_design(base: TrialConfig, vary: Sequence[str], cross: str | None, task:
     """
     factors: list[Factor] = []
     left_out: list[LeftOut] = []
-    for text in vary or STANDARD[base.family]:
+    for text in vary or STANDARD[kind_of(base)]:
         factor, others = read_factor(text, base, task)
         if factor.name in [one.name for one in factors]:
             raise InputError(f"--vary: {factor.name} is given twice; give all of its levels at once")

@@ -14,9 +14,9 @@ from typing import Any
 from cifar_ray.config import (
     FINETUNED_STAGES,
     AugmentConfig,
+    BackboneConfig,
     CNNConfig,
     OptimizerConfig,
-    ResNetConfig,
     Task,
     TrialConfig,
     from_text,
@@ -35,6 +35,9 @@ USUAL = {
     "muon": OptimizerConfig("muon", 0.02, 0.01),
 }
 """Each optimizer with its usual learning rate and weight decay: about the middle of what the spaces search."""
+
+WITH_BACKBONE = "backbone"
+"""Stands for all families of backbones."""
 
 Values = dict[str, Any]
 """Values of a configuration by path, such as `model/dropout`."""
@@ -84,7 +87,7 @@ class _Kind:
     level: Callable[[str, TrialConfig, Task], Level]
     """The level of a name. Raises KeyError where there is none."""
     family: str | None = None
-    """The one that has it; None is all that have such values."""
+    """The one that has it, `WITH_BACKBONE` for all that have a backbone; None is all that have such values."""
     open: bool = False
     """Whether any other value is a level too."""
 
@@ -147,7 +150,7 @@ def _finetune(name: str, base: TrialConfig, task: Task) -> Level:
 
 
 def _weights(name: str, base: TrialConfig, task: Task) -> Level:
-    assert isinstance(base.model, ResNetConfig)
+    assert isinstance(base.model, BackboneConfig)
     if name == "pretrained":
         return Level(name, {"model/weights": base.model.weights if base.model.weights != "none" else task.weights})
     if name != "none":
@@ -198,10 +201,10 @@ KINDS: dict[str, _Kind] = {
     "activation": _values("model/activation", "relu", "mish", "silu", "gelu", family="cnn"),
     "kernel-size": _Kind(("model/kernel_sizes",), lambda base, task: ("3", "5"), _kernel_size, "cnn", open=True),
     "residual": _values("model/residual", "false", "true", family="cnn"),
-    "finetune": _Kind(("model/finetune",), lambda base, task: FINETUNE, _finetune, "resnet"),
-    "weights": _Kind(("model/weights",), lambda base, task: ("pretrained", "none"), _weights, "resnet"),
+    "finetune": _Kind(("model/finetune",), lambda base, task: FINETUNE, _finetune, WITH_BACKBONE),
+    "weights": _Kind(("model/weights",), lambda base, task: ("pretrained", "none"), _weights, WITH_BACKBONE),
     "image-size": _Kind(("image_size",), _sizes, _image_size, open=True),
-    "head": _Kind(("model/head_hidden",), lambda base, task: list(HEADS), _head, "resnet"),
+    "head": _Kind(("model/head_hidden",), lambda base, task: list(HEADS), _head, WITH_BACKBONE),
     "head-dropout": _values("model/head_dropout", "0.0", "0.2", "0.5", open=True),
 }
 """Factors that have a name."""
@@ -211,12 +214,17 @@ STANDARD = {
         "norm", "norm-placement", "dropout", "lr-schedule", EARLY_STOPPING, "augmentation", "optimizer", "activation",
         "kernel-size", "residual",
     ),
-    "resnet": ("finetune", "weights", "image-size", "head"),
+    WITH_BACKBONE: ("finetune", "weights", "image-size", "head"),
     "module": ("lr-schedule", EARLY_STOPPING, "augmentation", "optimizer"),
 }  # fmt: skip
-"""Factors that are varied where none are given, by family of the base."""
+"""Factors that are varied where none are given, see :func:`kind_of`."""
 
 NORMS_TRIED = ("none", "batch", "group", "evonorm_s0")
+
+
+def kind_of(base: TrialConfig) -> str:
+    """The key of `STANDARD` for a base: its family, or `WITH_BACKBONE` where it has a backbone."""
+    return WITH_BACKBONE if isinstance(base.model, BackboneConfig) else base.family
 
 
 def idle(config: TrialConfig, paths: Iterable[str]) -> str | None:
@@ -249,7 +257,7 @@ def read_factor(text: str, base: TrialConfig, task: Task) -> tuple[Factor, list[
     known = [
         known
         for known, kind in KINDS.items()
-        if kind.family in (None, base.family) and all(has_value(base, path) for path in kind.paths)
+        if kind.family in (None, kind_of(base)) and all(has_value(base, path) for path in kind.paths)
     ]
     if kind is None and "/" not in name and name not in base.to_dict():
         raise InputError(f"--vary: no factor {name!r}; take one of {', '.join(known)}, or a key such as model/dropout")

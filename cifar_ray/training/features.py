@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cifar_ray.config import ResNetConfig, TrialConfig
+from cifar_ray.config import BackboneConfig, TrialConfig
 from cifar_ray.files import cache_folder, read_json, write_bytes, write_json
+from cifar_ray.models.backbone import BackboneNet
 from cifar_ray.models.classifier import Classifier
-from cifar_ray.models.resnet import ResNet
 from cifar_ray.training.augment import Augmentation, mirrored
 
 FORMAT = 2
@@ -53,7 +53,7 @@ def head_features(
         images_key: a checksum of them.
         fill: (C,) uint8, the colour of cutout.
     """
-    assert isinstance(config.model, ResNetConfig)
+    assert isinstance(config.model, BackboneConfig)
     of_all = [FORMAT, images_key, _weights_key(model), config.model.backbone, config.model.stem, config.image_size]
     of_all.append(model.precision)
     model.eval()
@@ -106,7 +106,7 @@ def _kept(folder: Path, key: str, model: Classifier, batches: Iterator[Tensor]) 
 
 def _compute(model: Classifier, batches: Iterator[Tensor]) -> np.ndarray:
     network = model.network
-    assert isinstance(network, ResNet)
+    assert isinstance(network, BackboneNet)
     parts = []
     for batch in batches:
         with model.autocast():
@@ -117,7 +117,7 @@ def _compute(model: Classifier, batches: Iterator[Tensor]) -> np.ndarray:
 def _weights_key(model: Classifier) -> str:
     """Checksum of all that stands in front of the head."""
     sha = hashlib.sha256()
-    assert isinstance(model.network, ResNet)
+    assert isinstance(model.network, BackboneNet)
     for tensor in [model.normalize.mean, model.normalize.std, *model.network.backbone.state_dict().values()]:
         sha.update(tensor.contiguous().cpu().numpy().data)
     return sha.hexdigest()

@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cifar_ray.config import TrialConfig
 from cifar_ray.errors import InputError
+from cifar_ray.models.backbone import BackboneNet
 from cifar_ray.models.classifier import Classifier, build_model
-from cifar_ray.models.resnet import ResNet
 from cifar_ray.results.records import Row
 from cifar_ray.training.augment import Augmentation, mirrored
 from cifar_ray.training.device_data import DeviceData
@@ -149,7 +149,7 @@ class Training:
     Args:
         experiment: what to train.
         data: images on the device to train on.
-        pretrained: backbone weights of a ResNet that has some, by torchvision's keys.
+        pretrained: weights of a backbone that has some, by torchvision's keys.
         ranks: this process's place among those that train this model.
         make_features: called as :func:`head_features` where a head alone trains.
     """
@@ -178,7 +178,7 @@ class Training:
         features_s = 0.0
         self.part: nn.Module = self.model
         """What of the model trains."""
-        if isinstance(model.network, ResNet) and config.trains_head_only:
+        if isinstance(model.network, BackboneNet) and config.trains_head_only:
             features_began = time.perf_counter()
             self.features = make_features(model, config, data.train_images, data.val_images, data.images_key, data.fill)
             self.part = model.network.head
@@ -364,7 +364,7 @@ def run_experiment(
     Args:
         experiment: what to train.
         data: images on the device to train on.
-        pretrained: backbone weights of a ResNet that has some, by torchvision's keys.
+        pretrained: weights of a backbone that has some, by torchvision's keys.
         report: called after each epoch on every rank; what it raises ends the training.
         checkpoint: called after `report`, but for the last epoch, with a function that packs what `resume` takes.
         resume: packed by the same training, which goes on from there as if it had never ended.

@@ -10,8 +10,8 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from cifar_ray.config import LRScheduleConfig, OptimizerConfig
 from cifar_ray.errors import InputError
+from cifar_ray.models.backbone import BackboneNet
 from cifar_ray.models.classifier import Classifier
-from cifar_ray.models.resnet import ResNet
 
 
 def make_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -24,7 +24,7 @@ def make_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Opt
     """
     network = model.network if isinstance(model, Classifier) else model
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    lr_groups = network.lr_groups() if isinstance(network, ResNet) else [(1.0, trained)]
+    lr_groups = network.lr_groups() if isinstance(network, BackboneNet) else [(1.0, trained)]
     groups = _groups(lr_groups, config)
     optimizer: torch.optim.Optimizer
     if config.name == "muon":

@@ -164,6 +164,18 @@ def test_what_the_named_models_cannot_have_is_refused(refused: Refused, flags: l
     assert refused("train", "--preset", "mish-cnn", *DIGITS, *flags).startswith(message)
 
 
+def test_a_backbone_that_is_not_known_or_cannot_be_frozen_is_refused(refused: Refused) -> None:
+    line = refused("train", *DIGITS, "--preset", "googlenet-frozen")
+    assert line.startswith("--preset: no preset 'googlenet-frozen'; take one of ")
+    line = refused("tune", *DIGITS, "--space", "resnet", "--set", "model/backbone=googlenet")
+    assert line.startswith(
+        "space resnet with --set model/backbone=googlenet: model: Value error, backbone 'googlenet' is "
+    )
+    line = refused("train", *DIGITS, "--preset", "mobilenet_v3_small-frozen", "--set", "model/weights=none")
+    assert line.startswith("--set: mobilenet_v3_small-frozen: model: ")
+    assert "finetune 'head' freezes a backbone of random weights; use 'all', or weights" in line
+
+
 def test_a_value_that_a_space_cannot_have_is_refused(refused: Refused) -> None:
     line = refused("tune", *DIGITS, "--set", "optimizer/name=adma")
     assert line == "--set: optimizer/name=adma: must be one of sgd, adamw, muon"

@@ -257,3 +257,8 @@ def test_a_frozen_backbone_without_weights_is_refused(refused_by_ray: Callable[.
     assert line.startswith("--weights none: resnet18-frozen: model: ")
     assert "freezes a backbone of random weights" in line
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_backbone_that_torchvision_does_not_have_is_refused(refused_by_ray: Callable[..., str]) -> None:
+    line = refused_by_ray("train", "--preset", "resnet19-scratch", "--data", "digits")
+    assert line.startswith("model/backbone: torchvision has no 'resnet19'; take one of resnet101, ")

@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import launcher
+from helpers.resnets import random_network
 
+from cifar_ray import load_model
 from cifar_ray.files import read_json
 from cifar_ray.results.records import RunFolder, read_csv, read_trials
 
@@ -113,6 +116,29 @@ def test_a_saved_fine_tuning_needs_neither_its_weights_nor_its_images(
     assert done.returncode == 0, done.stderr
     predicted = json.loads(done.stdout)
     assert sum(predicted["probabilities"].values()) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_another_backbone_is_trained_searched_and_saved(
+    tmp_path: Path, run_command: Callable[..., "subprocess.CompletedProcess[str]"]
+) -> None:
+    torch.save(random_network("mobilenet_v3_small").state_dict(), tmp_path / "mine.pth")
+    common = "--data digits --train-size 60 --max-epochs 2 --weights mine.pth"
+    presets = "--preset mobilenet_v3_small-frozen --preset mobilenet_v3_small-finetune"
+    done = run_command("train", *f"{presets} {common} --seeds 2 --set image_size=32 --name named".split(), timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = read_csv(RunFolder(tmp_path / "runs" / "named").results_csv)
+    assert [row["family"] for row in rows] == ["mobilenetv3"] * 4
+    assert f"mobilenet_v3_small: {tmp_path / 'mine.pth'}" in done.stdout
+    fixed = "--space resnet --set model/backbone=mobilenet_v3_small --set image_size=32 --set model/finetune=head"
+    flags = f"{fixed} {common} --trials 3 --finalists 1 --final-seeds 1 --name searched"
+    done = run_command("tune", *flags.split(), timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    trials = read_trials(RunFolder(tmp_path / "runs" / "searched").trials_jsonl)
+    assert {trial["config"]["model"]["backbone"] for trial in trials} == {"mobilenet_v3_small"}
+    assert all(trial["features"] for trial in trials)
+    model = load_model(tmp_path / "runs" / "searched" / "best")
+    assert model(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).shape == (2, 10)
 
 
 @needs_shared

@@ -19,7 +19,7 @@ from cifar_ray.distributed.processes import Processes
 from cifar_ray.distributed.rank import Orders, SlotClock
 from cifar_ray.distributed.rank import train as train_one
 from cifar_ray.distributed.workers import FinalModel, train_models
-from cifar_ray.models.resnet import ResNet
+from cifar_ray.models.backbone import BackboneNet
 from cifar_ray.models.saved import SavedModel
 from cifar_ray.training.device_data import DeviceData
 from cifar_ray.training.loop import Experiment, Ranks, eval_model, run_experiment
@@ -104,13 +104,13 @@ def test_a_head_trains_and_is_measured_without_another_pass_of_its_backbone(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     images = []
-    features = ResNet.features
+    features = BackboneNet.features
 
-    def counted(network: ResNet, x: torch.Tensor) -> torch.Tensor:
+    def counted(network: BackboneNet, x: torch.Tensor) -> torch.Tensor:
         images.append(len(x))
         return features(network, x)
 
-    monkeypatch.setattr(ResNet, "features", counted)
+    monkeypatch.setattr(BackboneNet, "features", counted)
     config, data = resnet_config(AugmentConfig(flip="random"), finetune="head", feature_views=2), small_data()
     shared = TrialSettings([], 2, 2, None, "accuracy", 1, {"resnet18 IMAGENET1K_V1": ray.put(random_weights())})
     desk: Any = ray.remote(Desk).options(num_cpus=0).remote(judged=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cifar_ray.config import CNNConfig, OptimizerConfig, ResNetConfig, TrialConfig
+from cifar_ray.config import BackboneConfig, CNNConfig, OptimizerConfig, TrialConfig
 from cifar_ray.files import read_json, write_json
 from cifar_ray.results.examples import find_examples
 from cifar_ray.results.records import (
@@ -78,7 +78,9 @@ def config_of(number: int, space: str, is_default: bool) -> TrialConfig:
     if "resnet" in space:
         head_only = number % 4 == 3  # the default recipe and one in two others train all
         finetune, views = ("head", 4 if number % 8 == 3 else 1) if head_only else ("all", 1)
-        model = ResNetConfig("resnet18", finetune=finetune, feature_views=views, layer_decay=0.7 if is_default else 0.5)
+        model = BackboneConfig(
+            "resnet18", finetune=finetune, feature_views=views, layer_decay=0.7 if is_default else 0.5
+        )
         return TrialConfig(family="resnet", model=model, optimizer=optimizer, image_size=64)
     cnn = CNNConfig() if is_default else CNNConfig(widths=[48, 96, 160], activation="silu", residual=True)
     return TrialConfig(model=cnn, optimizer=optimizer)
@@ -103,7 +105,7 @@ def trial_record(
     best = scores if state in ("complete", "pruned") else None
     model = config.model
     features = None
-    if isinstance(model, ResNetConfig) and model.finetune == "head" and best:
+    if isinstance(model, BackboneConfig) and model.finetune == "head" and best:
         features = {"views": model.feature_views, "images_per_s": 280.1, "seconds": 12.5}
     return {
         "number": number,

@@ -8,6 +8,7 @@ import http.server
 import io
 import os
 import pickle
+import re
 import shutil
 import socket
 import threading
@@ -21,11 +22,20 @@ import safetensors.torch
 import torch
 import torchvision
 from helpers.images import REPOSITORY, flip_a_byte
+from helpers.resnets import ALL_BACKBONES
 from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
 from cifar_ray.errors import InputError
-from cifar_ray.models.pretrained import _matching_backbone, _shapes, backbones, load_weights, published, weights_of_file
+from cifar_ray.models.families import POSITIONS, make_backbone
+from cifar_ray.models.pretrained import (
+    _layout,
+    _matching_backbone,
+    backbones_with,
+    load_weights,
+    published,
+    weights_of_file,
+)
 
 State = dict[str, Tensor]
 
@@ -128,24 +138,80 @@ def test_weights_fit_the_module_of_torchvision(resnet18: State, tmp_path: Path) 
     assert keys.missing_keys == ["fc.weight", "fc.bias"] and not keys.unexpected_keys
 
 
-@pytest.mark.parametrize("backbone", backbones())
+@pytest.mark.parametrize("backbone", ALL_BACKBONES)
 def test_every_backbone_is_known_by_its_shapes_without_building_another(backbone: str, tmp_path: Path) -> None:
-    with torch.device("meta"):
-        state = torchvision.models.get_model(backbone, num_classes=10).state_dict()
-    del state["fc.weight"], state["fc.bias"]
-    _shapes.cache_clear()
-    assert _matching_backbone(tmp_path, state) == backbone
-    assert _shapes.cache_info().misses == 1
+    made = make_backbone(backbone)
+    state = made.network.state_dict()
+    whole = {
+        **state,
+        f"{made.classifier}.weight": torch.empty(10, made.width),
+        f"{made.classifier}.bias": torch.empty(10),
+    }
+    _layout.cache_clear()
+    for one in (state, whole, dict(sorted(whole.items()))):
+        assert _matching_backbone(tmp_path, one) == backbone
+    assert _layout.cache_info().misses == 1
+
+
+def test_weights_of_other_families_are_read_as_they_are(tmp_path: Path) -> None:
+    for backbone in ("mobilenet_v3_small", "swin_t"):  # this one has integers among them
+        state = random_state(backbone, num_classes=3)
+        path = saved({f"module.{key}": tensor for key, tensor in state.items()}, tmp_path / "x.safetensors")
+        assert refusal(path).startswith("its keys begin with 'module.'")
+        found = weights_of_file(saved(state, tmp_path / "x.safetensors"))
+        assert found.backbone == backbone
+        network = make_backbone(backbone).network.to_empty(device="cpu")
+        network.load_state_dict({key: torch.from_numpy(array) for key, array in found.tensors.items()})
+        assert all(torch.equal(tensor, state[key]) for key, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("backbone", "pattern", "old"),
+    [
+        ("densenet121", r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2."),
+        ("vit_b_32", r"\.mlp\.[03]\.", {".mlp.0.": ".mlp.linear_1.", ".mlp.3.": ".mlp.linear_2."}),
+    ],
+)
+def test_keys_that_torchvisions_own_files_have_by_older_names(
+    backbone: str, pattern: str, old: str | dict[str, str], tmp_path: Path
+) -> None:
+    state = {key: torch.ones((), dtype=torch.float16).expand(shape) for key, shape in _layout(backbone).shapes.items()}
+    replacement = old if isinstance(old, str) else lambda match: old[match[0]]
+    older = {re.sub(pattern, replacement, key): tensor for key, tensor in state.items()}
+    assert len(older.keys() - state.keys()) >= 48
+    found = weights_of_file(saved(older, tmp_path / "x.pth"))
+    assert (found.backbone, list(found.tensors)) == (backbone, list(state))
+
+
+def test_a_vision_transformer_for_images_of_another_size_is_taken(tmp_path: Path) -> None:
+    state = dict(make_backbone("vit_b_16", 224).network.state_dict())
+    for num_patches, fits in ((4, True), (576, True), (196, True), (7, False), (0, False)):
+        state[POSITIONS] = torch.empty(1, num_patches + 1, 768, device="meta")
+        if fits:
+            assert _matching_backbone(tmp_path, state) == "vit_b_16"
+        else:
+            with pytest.raises(InputError, match=rf"nearest is vit_b_16, but {POSITIONS} is \(1, {num_patches + 1}, "):
+                _matching_backbone(tmp_path, state)
+
+
+def test_what_a_space_may_draw(tmp_path: Path) -> None:
+    usual = ("resnet18", "resnet50")
+    assert backbones_with("DEFAULT", usual) == backbones_with("none", usual) == usual
+    assert backbones_with("IMAGENET1K_V2", usual) == ("resnet50",)
+    path = saved(blank("resnet34"), tmp_path / "x.pth")
+    assert backbones_with(str(path), usual) == ("resnet34",)
+    with pytest.raises(InputError, match="torchvision has none of that name for mobilenet_v3_small; use IMAGENET1K_V1"):
+        backbones_with("IMAGENET1K_V2", ("mobilenet_v3_small",))
 
 
 def test_what_torchvision_has() -> None:
-    assert len(backbones()) == 10 and {"resnet18", "resnext101_64x4d", "wide_resnet50_2"} <= set(backbones())
     assert published("resnet18") == ("IMAGENET1K_V1",)
     assert published("resnet50") == ("IMAGENET1K_V1", "IMAGENET1K_V2")
-    for name in ("resnet19", "vgg11", ""):
-        with pytest.raises(InputError, match=rf"backbone '{name}': torchvision has no such ResNet; use .*resnet18, "):
+    assert published("vit_h_14") == ()  # its weights have other names, which are taken with DEFAULT
+    for name in ("resnet19", "squeezenet1_0", ""):
+        with pytest.raises(InputError, match=rf"torchvision has no '{name}'; take one of .*resnet18, "):
             published(name)
-        with pytest.raises(InputError, match="no such ResNet"):
+        with pytest.raises(InputError, match="torchvision has no"):
             load_weights(name, "DEFAULT")
 
 
@@ -290,7 +356,7 @@ def test_shapes_that_fit_no_backbone_are_refused_with_the_nearest_one(tmp_path: 
     small = {**state, "conv1.weight": torch.ones(64, 3, 3, 3)}
     hint = "give weights with torchvision's keys and shapes"
     assert refusal(saved(small, path)) == (
-        "fits no ResNet of torchvision; nearest is resnet18, but conv1.weight is (64, 3, 3, 3) instead of "
+        "fits no known backbone of torchvision; nearest is resnet18, but conv1.weight is (64, 3, 3, 3) instead of "
         f"(64, 3, 7, 7); {hint}"
     )
     del small["bn1.bias"]

@@ -10,7 +10,7 @@ from cifar_ray.config import AugmentConfig, LRScheduleConfig, Task, TrialConfig,
 from cifar_ray.errors import InputError
 from cifar_ray.presets import PRESETS, preset
 from cifar_ray.search.design import BASE, Arm, Design, arms_at_own_rates, make_design, sweeps
-from cifar_ray.search.factors import KINDS, STANDARD
+from cifar_ray.search.factors import KINDS, STANDARD, kind_of
 
 TASK = Task(10, 3, 32, 4000, "cpu")
 DIGITS = Task(10, 1, 8, 200, "cpu", flips=("none",))
@@ -50,7 +50,7 @@ def test_every_arm_of_the_standard_factors_is_another_configuration_than_the_bas
     assert len({arm.name for arm in found.arms}) == len(found.arms)
     assert {arm.control for arm in found.arms[1:]} <= {BASE, "lr-schedule=constant"}
     named = {factor.name for factor in found.factors} | {one.factor for one in found.left_out}
-    assert named >= set(STANDARD[base.family])
+    assert named >= set(STANDARD[kind_of(base)])
     for arm in found.arms:
         assert trial_config(json.loads(json.dumps(arm.to_dict()))["config"], "here") == arm.config
 
@@ -229,10 +229,21 @@ def test_levels_are_compared_at_their_own_rates_with_the_base_at_its_own() -> No
     assert arms_at_own_rates(found, {"norm=none": 0.75}) == []  # nothing to compare with
 
 
+def test_any_backbone_has_the_factors_of_a_resnet() -> None:
+    base, resnet = preset("mobilenet_v3_small-finetune", TASK), preset("resnet18-finetune", TASK)
+    found, expected = design(base=base), design(base=resnet)
+    assert {factor.name for factor in found.factors} == {"finetune", "weights", "image-size", "head"}
+    assert {name: changes(config, base) for name, config in arms(found).items()} == {
+        name: changes(config, resnet) for name, config in arms(expected).items()
+    }
+    with pytest.raises(InputError, match=r"the base, a mobilenetv3, has no norm; it has lr-schedule, .* finetune, "):
+        design("norm", base=base)
+
+
 def test_factors_and_levels_are_told_in_help() -> None:
     from cifar_ray.ablate import FACTORS, MORE_FACTORS
 
-    told = FACTORS.replace(";", ",").replace("of a ResNet ", "").split(", ")
-    assert told == [*STANDARD["cnn"], *STANDARD["resnet"]] and set(told) <= set(KINDS)
+    told = FACTORS.replace(";", ",").replace("of a backbone ", "").split(", ")
+    assert told == [*STANDARD["cnn"], *STANDARD["backbone"]] and set(told) <= set(KINDS)
     more = MORE_FACTORS.replace(" (augmentation by torchvision)", "").split(", ")
     assert sorted([*told, *more]) == sorted(KINDS)

@@ -11,9 +11,10 @@ import optuna
 import pytest
 import torch
 
-from cifar_ray.config import Task, TrialConfig, trial_config
+from cifar_ray.config import Task, TrialConfig, family_of, trial_config
 from cifar_ray.errors import InputError
 from cifar_ray.models.classifier import build_model, count_params
+from cifar_ray.models.families import backbones
 from cifar_ray.search.space import Space, check_fixed, load_space, load_spaces, sample_space
 
 SPACES = ["cnn", "resnet"]
@@ -239,6 +240,47 @@ def test_what_is_fixed_is_not_drawn_and_stands_in_every_configuration(name: str,
     assert not any(key in trial.params for trial, _ in drawn)
     assert len({str(trial.params) for trial, _ in drawn}) > 20  # all else is drawn as before
     check_fixed(space, PLAIN, drawn)
+
+
+@pytest.mark.parametrize("weights", ["DEFAULT", "none"])
+@pytest.mark.parametrize(
+    ("backbone", "on_a_cpu", "optimizers"),
+    [
+        ("mobilenet_v3_small", {"head", "all", "gradual"}, {"sgd", "adamw", "muon"}),
+        ("convnext_tiny", {"head"}, {"sgd", "adamw"}),
+        ("vit_b_16", {"head"}, {"sgd", "adamw"}),
+    ],
+)
+def test_the_resnet_space_takes_any_backbone_that_is_fixed(
+    backbone: str, on_a_cpu: set[str], optimizers: set[str], weights: str
+) -> None:
+    space = fixed("resnet", f"model/backbone={backbone}")
+    for task in (TASKS[4], TASKS[5]):
+        configs = [
+            config
+            for _, config in sample_space(space, replace(task, backbones=(backbone,), weights=weights), NUM_SAMPLES)
+        ]
+        assert {config.model.backbone for config in configs} == {backbone}
+        assert {config.family for config in configs} == {family_of(backbone)}
+        assert {config.model.stem for config in configs} == {"imagenet"}
+        assert {config.optimizer.name for config in configs if config.model.finetune != "head"} <= optimizers
+        finetuned = {config.model.finetune for config in configs}
+        if weights == "none":
+            assert finetuned == {"all"}
+        elif task.device == "cpu":
+            assert finetuned >= on_a_cpu and len(finetuned) == (1 if on_a_cpu == {"head"} else 5)
+        else:
+            assert len(finetuned) == 5
+        assert runs_forward(configs[0], task, "meta")
+
+
+def test_the_backbones_that_a_cpu_may_train_do_no_more_than_a_resnet18() -> None:
+    from torchvision.models import get_model_weights
+
+    from search_spaces.resnet import SMALL
+
+    work = {name: get_model_weights(name).DEFAULT.meta["_ops"] for name in backbones()}
+    assert sorted(SMALL) == sorted(name for name in work if work[name] <= work["resnet18"])
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from helpers.resnets import random_weights, resnet_config, small_data
 from torch import Tensor
 
 from cifar_ray.config import AugmentConfig, TrialConfig
+from cifar_ray.models.backbone import BackboneNet
 from cifar_ray.models.classifier import build_model
-from cifar_ray.models.resnet import ResNet
 from cifar_ray.training import features
 from cifar_ray.training.device_data import DeviceData
 from cifar_ray.training.features import Features, head_features
@@ -24,12 +24,6 @@ from cifar_ray.training.metrics import loss_and_accuracy
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 AUGMENT = AugmentConfig(crop_padding=2, flip="random", cutout=2)
-
-
-@pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "cifar_ray" / "features"
 
 
 @pytest.fixture
@@ -128,7 +122,7 @@ def test_the_head_is_that_of_the_whole_model() -> None:
     assert loss == pytest.approx(outcome.best["val_loss"], abs=1e-3)  # features have 11 significant bits
     assert accuracy == outcome.best["val_accuracy"]
     network = outcome.model.network
-    assert isinstance(network, ResNet)
+    assert isinstance(network, BackboneNet)
     weights = random_weights()
     assert all((network.backbone.state_dict()[key].numpy() == weights[key]).all() for key in weights)
 

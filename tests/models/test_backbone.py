@@ -9,10 +9,10 @@ import torch
 from helpers.resnets import SIZE, random_weights, resnet_config, small_data
 from torch import Tensor, nn
 
-from cifar_ray.config import LRScheduleConfig, OptimizerConfig, ResNetConfig, TrialConfig
+from cifar_ray.config import BackboneConfig, LRScheduleConfig, OptimizerConfig, TrialConfig
 from cifar_ray.errors import InputError
+from cifar_ray.models.backbone import BackboneNet
 from cifar_ray.models.classifier import Classifier, build_model
-from cifar_ray.models.resnet import ResNet
 from cifar_ray.training.loop import Experiment, run_experiment
 from cifar_ray.training.optim import LRSchedule, make_optimizer
 
@@ -28,8 +28,8 @@ def build(config: TrialConfig, channels: int = 3, image_size: int = 8, pretraine
     return model
 
 
-def network(model: Classifier) -> ResNet:
-    assert isinstance(model.network, ResNet)
+def network(model: Classifier) -> BackboneNet:
+    assert isinstance(model.network, BackboneNet)
     return model.network
 
 
@@ -217,7 +217,7 @@ def test_random_weights_come_from_the_random_state_and_pretrained_ones_do_not() 
     [
         (
             resnet_config(backbone="resnet19"),
-            "model/backbone: torchvision has no ResNet 'resnet19'; take one of resnet101",
+            "model/backbone: torchvision has no 'resnet19'; take one of resnet101",
         ),
         (
             replace(resnet_config(), image_size=16),
@@ -245,7 +245,7 @@ def test_a_network_that_cannot_be_is_told(config: TrialConfig, says: str) -> Non
 )
 def test_choices_that_contradict_each_other_are_refused(model: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        ResNetConfig(**{"backbone": "resnet18", **model})
+        BackboneConfig(**{"backbone": "resnet18", **model})
 
 
 def test_muon_for_a_head_is_refused() -> None:
