@@ -1,5 +1,6 @@
 """Networks of the user's own, see :class:`~cifar_ray.config.ModuleConfig`: their file is read, run and called."""
 
+import copy
 import functools
 import inspect
 import sys
@@ -56,8 +57,9 @@ def make_network(config: ModuleConfig, num_classes: int, channels: int, image_si
             it was called.
     """
     make = _maker(config)
+    params = copy.deepcopy(config.params)  # its code may change what it is given
     try:
-        network = make(num_classes=num_classes, channels=channels, image_size=image_size, **config.params)
+        network = make(num_classes=num_classes, channels=channels, image_size=image_size, **params)
     except Exception as error:
         called = call_text(config, num_classes, channels, image_size)
         raise InputError(f"{called} cannot be built: {error_text(config, error)}") from error

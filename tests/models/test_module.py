@@ -146,6 +146,13 @@ def test_a_network_is_tried_with_its_parameters_at_the_size_that_it_works_at(tmp
         check_network(replace(config, model=replace(config.model, params={"widht": 8})), TASK)
 
 
+def test_what_a_network_does_to_its_parameters_stays_with_it(tmp_path: Path) -> None:
+    config = own_config(tmp_path, net("params['sizes'].pop()"))
+    config = replace(config, model=replace(config.model, params={"sizes": [3, 5]}))
+    check_network(config, TASK)
+    assert config.model.params == {"sizes": [3, 5]}
+
+
 def test_trying_leaves_the_random_state_as_it_was(tmp_path: Path) -> None:
     torch.manual_seed(3)
     expected = torch.rand(3)
