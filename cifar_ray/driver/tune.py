@@ -5,7 +5,7 @@ from functools import partial
 
 from cifar_ray.cli.console import Console
 from cifar_ray.cli.flags import TuneSettings
-from cifar_ray.config import Task
+from cifar_ray.config import Task, family_of, trial_config
 from cifar_ray.driver.run import Run
 from cifar_ray.driver.start import NO_DATA, load_run_data, started
 from cifar_ray.search.space import load_spaces, sample_space
@@ -33,9 +33,11 @@ def tune(settings: TuneSettings) -> int:
 
 
 def _backbones(settings: TuneSettings) -> tuple[str, ...]:
-    """What spaces may draw; a backbone that is fixed may be any."""
-    fixed = settings.fixed.get("model/backbone")
-    usual = Task.backbones if fixed is None else (fixed,)
+    """What spaces may draw; a backbone that is fixed may be any that is known."""
+    usual = Task.backbones
+    if fixed := settings.fixed.get("model/backbone"):
+        trial_config({"family": family_of(fixed) or "resnet", "model": {"backbone": fixed}}, "--set")
+        usual = (fixed,)
     if settings.weights is None:
         return usual
     from cifar_ray.models.pretrained import backbones_with  # torch
