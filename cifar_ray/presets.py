@@ -101,7 +101,7 @@ def module_recipe(network: ModuleConfig, task: Task) -> TrialConfig:
 
 def check_preset(name: str) -> None:
     """Raise InputError where there is no preset of that name, as far as that can be told without torchvision."""
-    backbone, _, way = name.rpartition("-")
+    backbone, _, way = name.partition("-")
     if name not in PRESETS and not (way in WAYS and family_of(backbone)):
         raise InputError(
             f"--preset: no preset {name!r}; take one of {', '.join(PRESETS)}, or a backbone of torchvision and its use "
@@ -114,7 +114,7 @@ def _flip(task: Task) -> Flip:
 
 
 def _pretrained(name: str, task: Task) -> TrialConfig:
-    backbone, _, way = name.rpartition("-")
+    backbone, _, way = name.partition("-")
     model = BackboneConfig(**(RESNETS.get(name) or {"backbone": backbone, **WAYS[way]}))
     family = family_of(model.backbone)
     assert family is not None

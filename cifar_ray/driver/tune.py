@@ -5,7 +5,7 @@ from functools import partial
 
 from cifar_ray.cli.console import Console
 from cifar_ray.cli.flags import TuneSettings
-from cifar_ray.config import ModuleConfig, Task, source_sha256
+from cifar_ray.config import ModuleConfig, Task, family_of, source_sha256, trial_config
 from cifar_ray.driver.run import Run
 from cifar_ray.driver.start import NO_DATA, load_run_data, started
 from cifar_ray.errors import InputError
@@ -53,9 +53,11 @@ def _module(text: str | None) -> ModuleConfig | None:
 
 
 def _backbones(settings: TuneSettings) -> tuple[str, ...]:
-    """What spaces may draw; a backbone that is fixed may be any."""
-    fixed = settings.fixed.get("model/backbone")
-    usual = Task.backbones if fixed is None else (fixed,)
+    """What spaces may draw; a backbone that is fixed may be any that is known."""
+    usual = Task.backbones
+    if fixed := settings.fixed.get("model/backbone"):
+        trial_config({"family": family_of(fixed) or "resnet", "model": {"backbone": fixed}}, "--set")
+        usual = (fixed,)
     if settings.weights is None:
         return usual
     from cifar_ray.models.pretrained import backbones_with  # torch
