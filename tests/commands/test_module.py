@@ -58,7 +58,7 @@ def test_a_network_of_ones_own_is_trained_and_compared_with_a_preset(trained: An
     assert list(rows) == ["simple-cnn-seed0", "simple-cnn-seed1", "my_cnn.Net-seed0", "my_cnn.Net-seed1"]
     assert [row["family"] for row in rows.values()] == ["cnn", "cnn", "module", "module"]
     assert all(row["test_accuracy"] > 0.15 and row["latency_ms_p50"] > 0 for row in rows.values())
-    assert rows["my_cnn.Net-seed0"]["num_params"] == 3 * 8 + 48 + 72 + 9 * (8 * 16 + 16 * 32) + 40 * 2 + 33 * 10 - 136
+    assert rows["my_cnn.Net-seed0"]["num_params"] == 9 * (8 + 8 * 16 + 16 * 32) + 2 * (8 + 16 + 32) + (32 + 1) * 10
     assert "my_cnn.Net" in done.stdout and "my_cnn.Net" in run.report_html.read_text()
     card = json.loads((run.model("my_cnn.Net-seed0") / "config.json").read_text())
     assert card["config"]["model"]["params"] == {"width": 8, "depth": 3, "dropout": 0.0}

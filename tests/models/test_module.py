@@ -161,8 +161,9 @@ def test_trying_leaves_the_random_state_as_it_was(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_weights_come_from_the_random_state_whatever_seed_the_file_sets(tmp_path: Path) -> None:
-    config = own_config(tmp_path, f"import torch\ntorch.manual_seed(0)\n{VIEW}")
+def test_weights_come_from_the_random_state_whatever_seed_the_file_sets() -> None:
+    source = f"import torch\ntorch.manual_seed(0)\n{VIEW}"  # which no test has run yet
+    config = TrialConfig(family="module", model=ModuleConfig("seeded.py", "Net", source))
 
     def weights(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
