@@ -56,7 +56,7 @@ def random_weights(backbone: str = "resnet18", seed: int = 0) -> dict[str, np.nd
 
 
 def resnet_config(augment: AugmentConfig = AugmentConfig(), lr: float = 0.02, **model: Any) -> TrialConfig:
-    return backbone_config("resnet18", augment, lr, **model)
+    return backbone_config(model.pop("backbone", "resnet18"), augment, lr, **model)
 
 
 def backbone_config(
