@@ -197,7 +197,7 @@ def _run(command: str, kind: type[Any], given: Mapping[str, Any]) -> Run | None:
     settings: RunSettings = run_settings(kind, command, parse_flags(kind, command, arguments))
     name = settings.name
     if name is None:
-        name = run_name(f"{command}-{Path(settings.data or '').name}")
+        name = run_name(f"{command}-{Path(settings.data).name}" if settings.data else command)
         arguments.append(f"--name={name}")
     failure = _follow([sys.executable, "-m", f"cifar_ray.{command}", *arguments])
     if failure:
