@@ -19,10 +19,13 @@ from helpers import launcher
 from helpers.images import noise
 from helpers.saved import save_untrained
 
-from cifar_ray import InputError, Run, api, evaluate, load_model, predict, train, tune
+from cifar_ray import api
+from cifar_ray.api import Run, evaluate, predict, train, tune
 from cifar_ray.cli.flags import AblateSettings, EvaluateSettings, TuneSettings
 from cifar_ray.cli.parser import parse_flags
+from cifar_ray.errors import InputError
 from cifar_ray.files import read_json
+from cifar_ray.models.saved import load_model
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "quickstart.ipynb"
 
@@ -195,6 +198,13 @@ def test_predict_gives_what_the_command_prints(folder: Path) -> None:
     assert [row["probabilities"] for row in as_printed] == [row["probabilities"] for row in rows if "error" not in row]
     with pytest.raises(InputError, match="no images in this folder"):
         predict("model", folder / "model")
+
+
+def test_the_package_gives_the_functions_though_its_modules_have_their_names() -> None:
+    code = "import cifar_ray; print(*[getattr(cifar_ray, name).__module__ for name in cifar_ray.__all__])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    modules = ["cifar_ray.errors", *["cifar_ray.api"] * 3, "cifar_ray.models.saved", *["cifar_ray.api"] * 3]
+    assert done.stdout.split() == modules
 
 
 def test_one_name_for_all_commands(tmp_path: Path) -> None:

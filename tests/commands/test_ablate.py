@@ -181,7 +181,7 @@ def test_a_killed_ablation_goes_on_with_what_is_missing_and_ends_with_the_same_n
         (["--vary", "finetune"], "--vary: the base, a cnn, has no finetune; "),
         (["--vary", "dropout=0.0"], "--vary dropout: 0.0 is what the base has; give another level as well"),
         (["--vary", "norm", "--cross", "norm,dropout"], "--cross: dropout is not varied; "),
-        (["--preset", "small-cnn", "--preset", "mish-cnn"], "--preset, --config: give one base"),
+        (["--preset", "small-cnn", "--preset", "mish-cnn"], "--preset, --config, --module: give one base"),
         (["--preset", "nosuch"], "--preset: no preset 'nosuch'"),
         (["--seeds", "1"], "--seeds: must be a whole number of at least 2"),
         (["--vary", ""], "--vary: must not be empty"),
