@@ -139,13 +139,14 @@ def _tried_first(
     None where a run is taken up again: its study has them.
     """
     first: dict[str, list[Params]] = {space.name: [] for space in spaces}
+    defaults = {space.name: space.default_params(task) for space in spaces}
     for path in () if run.resumed else run.settings.warm_start:
-        for space in spaces:
-            for one in warm_starts(path, spaces, task)[space.name]:
+        for name, found in warm_starts(path, spaces, task).items():
+            for one in found:
                 without = f", without {', '.join(one.left_out)}" if one.left_out else ""
                 console.line(f"warm start  {one.trial} of {path.name}{without}")
-                if one.params not in [space.default_params(task), *first[space.name]]:
-                    first[space.name].append(one.params)
+                if one.params not in [defaults[name], *first[name]]:
+                    first[name].append(one.params)
     return first
 
 
