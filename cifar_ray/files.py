@@ -84,9 +84,9 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def write_json(path: Path, obj: Any) -> None:
-    """Write JSON atomically, and durably; NaN and infinities, which JSON lacks, become null."""
-    write_bytes(path, (json.dumps(plain(obj), indent=2, allow_nan=False) + "\n").encode(), durable=True)
+def write_json(path: Path, obj: Any, durable: bool = True) -> None:
+    """Write JSON, see :func:`write_bytes`; NaN and infinities, which JSON lacks, become null."""
+    write_bytes(path, (json.dumps(plain(obj), indent=2, allow_nan=False) + "\n").encode(), durable)
 
 
 def read_json(path: Path) -> Any:

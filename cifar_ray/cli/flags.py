@@ -40,7 +40,7 @@ class RunSettings:
                 "seeds",
                 "resplit",
             ),
-            *("patience", "sampler", "warm_start", "weights", "precision", "seed", "show"),
+            *("patience", "sampler", "warm_start", "audit", "weights", "precision", "seed", "show"),
         ),
         "on what data": ("data", "data_dir", "train_size", "image_size", "skip_bad_images"),
         "limits": ("time_budget", "max_params", "dry_run"),
@@ -198,6 +198,12 @@ class TuneSettings(TrainingSettings):
         values.path,
         "RUN",
     )
+    audit: float = flag(
+        0.0,
+        "let this share of the trials, picked by the seed, go on where ASHA would stop them, to see what it misses",
+        values.share_of_trials,
+        "SHARE",
+    )
     max_params: int | None = flag(None, "only models of at most this many parameters: 150k, 1M", values.count, "N")
     finalists: int = flag(
         3, "best configurations that are trained again over several seeds, beside the default recipe", at_least(1), "N"
@@ -221,7 +227,8 @@ class NamedSettings(TrainingSettings):
     preset: tuple[str, ...] = flag((), "a model by name, may be given several times", metavar="NAME")
     config: tuple[Path, ...] = flag(
         (),
-        "a model by its config.json, such as best/config.json of a run; may be given several times",
+        "a model by its config.json, such as best/config.json or trials/0012/config.json of a run; may be given "
+        "several times",
         values.path,
         "FILE",
     )

@@ -67,13 +67,24 @@ def image_size(text: str) -> int | None:
     return size
 
 
-def probability(text: str) -> float:
+def _fraction(text: str) -> float:
     try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
-        value = math.nan
+        return math.nan
+
+
+def probability(text: str) -> float:
+    value = _fraction(text)
     if not 0 < value <= 1:
         raise ValueError(f"must be a probability such as 95% or 0.95, not {text!r}")
+    return value
+
+
+def share_of_trials(text: str) -> float:
+    value = _fraction(text)
+    if not 0 <= value <= 0.5:
+        raise ValueError(f"must be a share of the trials from 0 to 0.5, such as 0.1 or 10%, not {text!r}")
     return value
 
 

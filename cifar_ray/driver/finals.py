@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from cifar_ray.cli.console import Console
+from cifar_ray.config import TrialConfig
 from cifar_ray.data.splits import DataSplits
 from cifar_ray.distributed.jobs import Checkpoint, Epochs, Kept, Message, Trained
 from cifar_ray.distributed.process import TrialSettings
@@ -134,21 +135,12 @@ def model_card(
     assert trained.best is not None and trained.history is not None
     return {
         "name": model.name,
-        "class_names": list(data.class_names),
-        "resize": data.resize,
         "config_name": model.config_name,
         "trial": model.number,
         "seed": model.seed_index,
         "training_seed": model.training_seed,
-        "max_epochs": shared.max_epochs,
-        "patience": None if model.config.lr_schedule.anneals else shared.patience,
-        "metric": shared.metric,
+        **shared_card(data, shared, model.config),
         "workers": workers,
-        "data": {
-            "source": data.source,
-            "fingerprint": data.fingerprint,
-            "train_size": len(data.train.images) + len(data.val.images),
-        },
         "epochs": len(trained.history),
         "best_epoch": trained.best["epoch"],
         **{name: trained.best[name] for name in ("val_accuracy", "val_metric", "val_loss")},
@@ -157,6 +149,22 @@ def model_card(
         "train_s": sum(row["train_s"] for row in trained.history),
         "features": trained.history[0].get("features"),
         "torch": torch.__version__,
+    }
+
+
+def shared_card(data: DataSplits, shared: TrialSettings, config: TrialConfig) -> dict[str, Any]:
+    """What of the card of a training it has from the run."""
+    return {
+        "class_names": list(data.class_names),
+        "resize": data.resize,
+        "max_epochs": shared.max_epochs,
+        "patience": None if config.lr_schedule.anneals else shared.patience,
+        "metric": shared.metric,
+        "data": {
+            "source": data.source,
+            "fingerprint": data.fingerprint,
+            "train_size": len(data.train.images) + len(data.val.images),
+        },
     }
 
 

@@ -20,14 +20,16 @@ from cifar_ray.distributed.process import TrialSettings
 from cifar_ray.distributed.processes import Processes
 from cifar_ray.distributed.workers import FinalModel, Pool, open_pool
 from cifar_ray.driver.estimate import Clock, check_time_budget, estimate, shares
-from cifar_ray.driver.finals import read_checkpoint
+from cifar_ray.driver.finals import read_checkpoint, shared_card
 from cifar_ray.driver.probe import fit_memory, measure_speeds, settle_precision
 from cifar_ray.driver.run import Run, check_batch_sizes
 from cifar_ray.driver.stages import begin, finish, make_workload, recorded, trial_settings
 from cifar_ray.driver.start import describe_data, make_task
 from cifar_ray.models.check import check_network
+from cifar_ray.results.config_json import write_card
 from cifar_ray.results.ranking import finalists
 from cifar_ray.results.records import Row, RunFolder, State, read_name, write_trials
+from cifar_ray.search.asha import Audit
 from cifar_ray.search.mutation import Params
 from cifar_ray.search.progress import Progress, TimeLimit
 from cifar_ray.search.samplers import sampler_of
@@ -91,7 +93,7 @@ def search(
     with recorded(run, console, storage, "search") as rows:
         domains = union(*(param_domains(trial for trial, _ in drawn) for drawn in samples))
         clock = Clock(run, work, speeds)
-        records = _search_all(run, console, processes, storage, spaces, task, shared, domains, clock, first)
+        records = _search_all(run, console, data, processes, storage, spaces, task, shared, domains, clock, first)
         models = _final_models(settings, records, run.folder.study_journal)
         if not models:
             console.line(_why_no_model(records))
@@ -171,6 +173,7 @@ def _open_studies(run: Run[TuneSettings], console: Console, spaces: Sequence[Spa
 def _search_all(
     run: Run[TuneSettings],
     console: Console,
+    data: DataSplits,
     processes: Processes,
     storage: Path,
     spaces: Sequence[Space],
@@ -206,8 +209,9 @@ def _search_all(
                 if not progress.finished:
                     if pool is None:
                         pool = stack.enter_context(open_pool(shared, processes, storage, judged=True))
+                    audit = Audit(settings.audit, settings.max_epochs, settings.seed) if settings.audit else None
                     searcher = StudySearcher(
-                        of_space, task, settings.seed, progress, pool, watch, settings.max_params, checkpoints
+                        of_space, task, settings.seed, progress, pool, watch, settings.max_params, checkpoints, audit
                     )
                     run_search(searcher, shared.max_epochs, storage)
                 done += progress.records
@@ -219,9 +223,25 @@ def _search_all(
         watch.events.close_all()
         records = sorted((one for study in studies for one in study_records(study)), key=lambda one: one["number"])
         write_trials(run.folder.trials_jsonl, records)
+        _write_configs(run, data, shared, records)
     console.status(watch.status(), force=True)
     console.line(f"search      {_count_states(records)} in {duration(run.next_phase('finals'))}")
     return records
+
+
+def _write_configs(run: Run[TuneSettings], data: DataSplits, shared: TrialSettings, records: Sequence[Row]) -> None:
+    """Leave with each trial that was trained what trains it again."""
+    for record in records:
+        if not record["epochs"]:
+            continue
+        number, config = record["number"], trial_config(record["config"], record["name"])
+        card = {
+            "config_name": record["name"],
+            "trial": number,
+            "training_seed": derived_seed(run.settings.seed, number),
+            **shared_card(data, shared, config),
+        }
+        write_card(run.folder.trial(number), config, card, durable=False)  # what the study holds can be written again
 
 
 def _trial_checkpoints(

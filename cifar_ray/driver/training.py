@@ -16,8 +16,12 @@ from cifar_ray.driver.run import Run, check_batch_sizes
 from cifar_ray.driver.stages import begin, finish, make_workload, recorded, trial_settings
 from cifar_ray.driver.start import describe_data, make_task
 from cifar_ray.models.check import check_network
-from cifar_ray.text import duration
+from cifar_ray.results.records import HISTORY_COLUMNS, read_csv
+from cifar_ray.text import counted, duration
 from cifar_ray.training.seeds import derived_seed
+
+REPEATED = [name for name in HISTORY_COLUMNS if name != "train_s"]
+"""Columns of history.csv that a training with the same seed has again."""
 
 
 def train_named(
@@ -51,7 +55,28 @@ def train_named(
     begin(run, console, describe_data(data))
     with recorded(run, console, storage, "finals") as rows:
         rows += finish(run, console, processes, storage, data, shared, models)
+        for one in saved:
+            if one.card.get("data", {}).get("fingerprint") == data.fingerprint and configs[one.name] == one.config:
+                _tell_whether_repeated(run, console, one)
     return 0 if rows else 1
+
+
+def _tell_whether_repeated(run: Run[TrainSettings], console: Console, saved: Saved) -> None:
+    """Say whether a training went, epoch by epoch, as the one did that its configuration is of, as far as both go."""
+    folder = saved.path.parent
+    there, here = (read_csv(of / "history.csv") for of in (folder, run.folder.model(f"{saved.name}-seed0")))
+    epochs = list(zip(there, here, strict=False))
+    if not epochs or saved.card["max_epochs"] != run.settings.max_epochs:
+        return
+    for before, now in epochs:
+        if differing := [name for name in REPEATED if before[name] != now[name]]:
+            name = differing[0]
+            console.line(
+                f"repeated    {saved.name}: not as in {folder} from epoch {now['epoch']} on ({name} {before[name]} "
+                f"there, {now[name]} here): another machine, version, or number of threads or workers"
+            )
+            return
+    console.line(f"repeated    {saved.name}: {counted(len(epochs), 'epoch')} as in {folder}, to the last digit")
 
 
 def _named_models(

@@ -12,7 +12,7 @@ from cifar_ray.results.ranking import ConfigSummary, best_value
 from cifar_ray.results.recorded_run import Records
 from cifar_ray.results.records import TRIED, Row, State
 from cifar_ray.results.statistics import METRIC_NAMES
-from cifar_ray.text import decimals
+from cifar_ray.text import decimals, short
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette, which stays distinct under colour blindness; greys are the default recipes'."""
@@ -72,6 +72,18 @@ def _zoom(axes: Any, values: Sequence[float]) -> None:
     top, upper = max(values), float(np.quantile(values, 0.75))
     bottom = max(min(values), top - max(4 * (top - upper), 0.02))
     axes.set_ylim(bottom - 0.08 * (top - bottom) - 0.002, top + 0.08 * (top - bottom) + 0.002)
+
+
+def _log_where_wide(axes: Any, values: Sequence[float]) -> None:
+    """Make the x axis logarithmic where the values on it spread far."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    if max(values) > 8 * min(values):
+        axes.set_xscale("log")
+        # The labels of a log axis are formulas, which this style does not draw, and many: at 1, 2 and 5 they are few.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def search_figure(trials: Sequence[Row], metric: str) -> Any:
@@ -204,8 +216,6 @@ def speed_figure(summaries: Sequence[ConfigSummary], styles: Mapping[str, Row], 
     shown = [one for one in summaries if one.latency_ms_p50 is not None and one.test_score(metric).mean is not None]
     if len(shown) < 2:
         return None
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     figure = new_figure(5.6, 4.0)
     axes = figure.subplots()
     families = sorted({one.family or "unknown" for one in shown})
@@ -221,16 +231,37 @@ def speed_figure(summaries: Sequence[ConfigSummary], styles: Mapping[str, Row], 
         # Drawn nowhere: it only tells in the legend what the shape means.
         style = {"color": "black", "markerfacecolor": "white", "label": f"family {short_label(family)}"}
         marks += axes.plot([], [], marker, **style)
-    latencies = [one.latency_ms_p50 or 0.0 for one in shown]
-    if max(latencies) > 8 * min(latencies):
-        axes.set_xscale("log")
-        # The labels of a log axis are formulas, which this style does not draw, and many: at 1, 2 and 5 they are few.
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
+    _log_where_wide(axes, [one.latency_ms_p50 or 0.0 for one in shown])
     axes.margins(x=0.1)
     axes.set(xlabel="latency of one image, median (ms)", ylabel=f"test {METRIC_NAMES[metric]}")
     _legend(figure, marks, [mark.get_label() for mark in marks])
+    return figure
+
+
+def size_figure(trials: Sequence[Row], front: Sequence[Row], default: str | None, metric: str) -> Any:
+    """The validation value of each trial against its number of parameters, and a line along the `front` of them."""
+    figure = new_figure(5.6, 4.0)
+    axes = figure.subplots()
+    shown = [trial for trial in trials if trial.get("num_params")]
+    _zoom(axes, [best_value(trial) for trial in shown])
+    bottom = axes.get_ylim()[0]
+    steps = [(trial["num_params"], best_value(trial)) for trial in front]
+    right = max(trial["num_params"] for trial in shown)
+    axes.step(*zip(*steps, (right, steps[-1][1]), strict=True), where="post", color=COLOURS[0], label="front")
+    looks = {State.COMPLETE: ("o", COLOURS[0], COLOURS[0]), State.PRUNED: ("v", "white", COLOURS[4])}
+    for state, (marker, face, edge) in looks.items():
+        marks = [(trial["num_params"], max(best_value(trial), bottom)) for trial in shown if trial["state"] == state]
+        if marks:
+            style = {"marker": marker, "facecolors": face, "edgecolors": edge, "clip_on": False, "zorder": 3}
+            axes.scatter(*zip(*marks, strict=True), s=34, label=f"{state} ({len(marks)})", **style)
+    for trial in shown:
+        if trial["name"] == default:
+            place = (trial["num_params"], max(best_value(trial), bottom))
+            axes.scatter(*place, s=110, facecolors="none", edgecolors="black", zorder=4, label="the default recipe")
+    _log_where_wide(axes, [trial["num_params"] for trial in shown])
+    axes.xaxis.set_major_formatter(lambda value, position: short(value))
+    axes.set(xlabel="parameters", ylabel=f"validation {metric}")
+    _legend(figure, *axes.get_legend_handles_labels())
     return figure
 
 

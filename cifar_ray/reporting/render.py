@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_ray.files import write_bytes, write_text
+from cifar_ray.reporting.audit import audit
 from cifar_ray.reporting.card import model_card
 from cifar_ray.reporting.choice import choice
 from cifar_ray.reporting.curves import curves, search
@@ -25,19 +26,20 @@ from cifar_ray.reporting.quality import quality
 from cifar_ray.reporting.reflection import reflection
 from cifar_ray.reporting.robustness import robustness
 from cifar_ray.reporting.sheets import data_uri, sheet_png
+from cifar_ray.reporting.sizes import front_rows, sizes
 from cifar_ray.reporting.speed import speed
 from cifar_ray.reporting.summary import configuration, families, finalists, gain, headline_of
 from cifar_ray.reporting.trials import all_trials, best_trials, ledger
 from cifar_ray.results.choice import Limits
 from cifar_ray.results.config_json import CARD
 from cifar_ray.results.recorded_run import Records
-from cifar_ray.results.records import RunFolder
+from cifar_ray.results.records import FRONT_COLUMNS, RunFolder, write_csv
 
 
 def build_report(run: Path, limits: Limits | None = None) -> tuple[Path, Path]:
     """Write report.html, report.md and the figures of evaluation/ from the records of a run, and return both paths.
 
-    Where there is a chosen model, its card is written too.
+    Where there is a chosen model, its card is written too, and of a search front.csv.
 
     What a run has not recorded (it was interrupted, it has no test split) is left out. With `limits` the report says
     what to take within them.
@@ -57,6 +59,8 @@ def build_report(run: Path, limits: Limits | None = None) -> tuple[Path, Path]:
             write_bytes(folder.evaluation / image.name, image.png)
         for sheet in section.sheets:
             write_bytes(folder.evaluation / sheet.name, sheet_png(sheet))
+    if rows := front_rows(records):
+        write_csv(folder.front_csv, FRONT_COLUMNS, rows)
     title, facts = run.resolve().name, facts_of(records)
     headline = effects_headline(records) if records.ablated else headline_of(records)
     command = str(records.run.get("command") or "")
@@ -140,8 +144,8 @@ def sections_of(records: Records, limits: Limits | None = None) -> list[Section]
         finalists(records) if records.summaries else best_trials(records),
     ]
     sections += [families(records), gain(records), quality(records), curves(records), *mistakes(records)]
-    sections += [robustness(records), speed(records), configuration(records), data(records), search(records)]
-    sections += [all_trials(records), ledger(records)]
+    sections += [robustness(records), speed(records), configuration(records), data(records)]
+    sections += [search(records), audit(records), sizes(records), all_trials(records), ledger(records)]
     return [one for one in sections if not one.empty]
 
 

@@ -13,7 +13,7 @@ from cifar_ray.reporting.trials import search_gain
 from cifar_ray.reporting.verdict import family_verdict, verdict
 from cifar_ray.results.ranking import ConfigSummary, best_value
 from cifar_ray.results.recorded_run import Records
-from cifar_ray.results.records import Row
+from cifar_ray.results.records import Row, State
 from cifar_ray.results.statistics import Comparison
 from cifar_ray.text import counted, decimals, short, thousands
 
@@ -163,6 +163,7 @@ def gain(records: Records) -> Section:
         first = f"Over the final seeds {records.recipe(names[0])} itself ranks first: the search gained nothing"
         section.text.append(f"{first} over it." if several else f"{first}.")
     if not records.comparisons:
+        section.tables += _optimism(records)
         return section
     own = records.default_of(names[0], names)
     table = Table([], [])
@@ -179,8 +180,31 @@ def gain(records: Records) -> Section:
         table.note += f" What the search gained is the difference to {own}: other spaces start from other recipes."
     if not defaults:
         section.heading = "How the configurations compare"
-    section.tables.append(table)
+    section.tables += [table, *_optimism(records)]
     return section
+
+
+def _optimism(records: Records) -> list[Table]:
+    """What each final configuration reached in the search, what it reached when it was trained again, and on test."""
+    in_search = {trial["name"]: trial for trial in records.tried}
+    shown = [one for one in records.summaries if one.config in in_search and one.models]
+    if not shown:
+        return []
+    unit = " %" if records.metric == "accuracy" else ""
+    table = Table(["configuration", *(f"{what}{unit}" for what in ("in the search", "trained again", "on test"))], [])
+    for row, one in enumerate(shown):
+        trial = in_search[one.config]
+        values = (best_value(trial), one.val_metric, one.test_score(records.metric).mean)
+        table.rows.append([one.config, *(score_text(value, records.metric) for value in values)])
+        if trial["state"] == State.PRUNED:
+            table.marks[row] = [f"stopped after {counted(trial.get('epochs'), 'epoch')}"]
+    table.note = (
+        f"Validation {records.metric_name} of the one training in the search, then the mean over the final seeds, then "
+        f"their mean on the test split. The first picked the finalists out of {counted(len(records.tried), 'trial')} "
+        "and the second ranks them, and what is picked for a high value owes some of it to luck: expect of new images "
+        "what the last says."
+    )
+    return [table]
 
 
 def _json(value: Any) -> str:

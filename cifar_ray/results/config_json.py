@@ -36,11 +36,11 @@ IN_RESULTS = (
 """What of a card stands in results.csv too."""
 
 
-def write_card(folder: Path, config: TrialConfig, card: Card) -> None:
-    """Write the card of a saved model, and in front of it the source of a network of the user's own."""
+def write_card(folder: Path, config: TrialConfig, card: Card, durable: bool = True) -> None:
+    """Write the card of a training, and in front of it the source of a network of the user's own."""
     if isinstance(config.model, ModuleConfig):
-        write_bytes(folder / MODULE, config.model.source.encode(), durable=True)
-    write_json(folder / CARD, {"config": as_recorded(config.to_dict()), **card})
+        write_bytes(folder / MODULE, config.model.source.encode(), durable)
+    write_json(folder / CARD, {"config": as_recorded(config.to_dict()), **card}, durable)
 
 
 def as_recorded(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -170,6 +170,16 @@ def compare_best(
     return [compare(rows, best, other, predictions, metric) for other in scored if other != best and best in scored]
 
 
+def front(trials: Iterable[Row]) -> list[Row]:
+    """The complete trials that no other one matches with as few parameters, the smallest first, each a better one."""
+    complete = [one for one in trials if one["state"] == State.COMPLETE and one.get("num_params")]
+    found: list[Row] = []
+    for trial in sorted(complete, key=lambda one: (one["num_params"], -best_value(one))):
+        if not found or best_value(trial) > best_value(found[-1]):
+            found.append(trial)
+    return found
+
+
 def finalists(records: Sequence[Row], number: int) -> list[Row]:
     """The best `number` different configurations by validation metric, and beside them each space's best and default.
 

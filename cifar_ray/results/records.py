@@ -47,6 +47,10 @@ QUALITY_COLUMNS = (
     "model", "config", "split", "n", "accuracy", "top5_accuracy", "log_loss", "auc_macro_ovr", "f1_macro",
     "calibration_error", "scaled_calibration_error", "temperature",
 )
+FRONT_COLUMNS = (
+    "config", "space", "family", "state", "epochs", "val_metric", "val_loss", "num_params", "latency_ms_p50",
+    "on_front",
+)
 CLASSES_COLUMNS = ("model", "config", "split", "class", "n", "auc_ovr", "precision", "recall", "f1")
 ROBUSTNESS_COLUMNS = ("model", "config", "family", "corruption", "severity", "n", "accuracy")
 SWEEP_COLUMNS = ("arm", "lr", "seed", "val_metric", "val_loss", "chosen", "failure")
@@ -62,7 +66,7 @@ EFFECTS_COLUMNS = (
     "reached", "reason",
 )
 TEXT_COLUMNS = frozenset({
-    "model", "family", "config", "device", "torch", "tta", "failure", "split", "corruption",
+    "model", "family", "config", "space", "state", "device", "torch", "tta", "failure", "split", "corruption",
     "arm", "factor", "level", "rate", "control", "lr_schedule", "outcome", "method", "scale", "reason",
 })
 # fmt: on
@@ -206,6 +210,7 @@ class RunFolder:
         self.effects_csv = self.ablation / "effects.csv"
         self.sweep = root / "sweep"
         self.sweep_csv = self.ablation / "sweep.csv"
+        self.front_csv = root / "front.csv"
         self.report_html = root / "report.html"
         self.report_md = root / "report.md"
 

@@ -22,6 +22,7 @@ from cifar_ray.errors import InputError, one_line
 from cifar_ray.models.check import check_network
 from cifar_ray.models.classifier import build_model, count_params
 from cifar_ray.results.records import Row, State
+from cifar_ray.search.asha import Audit
 from cifar_ray.search.progress import Progress, mean_epoch_s
 from cifar_ray.search.study import RECORD, SpaceStudy, put_back, tell
 from cifar_ray.search.trial import ROWS
@@ -67,6 +68,7 @@ class StudySearcher(Searcher):
         watcher: is told what happens.
         max_params: parameters that a configuration's model may have.
         checkpoints: what trials that were interrupted go on from, by number.
+        audit: trials that are not stopped early, if there are any.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class StudySearcher(Searcher):
         watcher: Watcher,
         max_params: int | None = None,
         checkpoints: Mapping[int, TrialCheckpoint] = MappingProxyType({}),
+        audit: Audit | None = None,
     ) -> None:
         super().__init__(metric="best_val_metric", mode="max")
         self.of_space = of_space
@@ -90,6 +93,7 @@ class StudySearcher(Searcher):
         self.watcher = watcher
         self.max_params = max_params
         self.checkpoints = checkpoints
+        self.audit = audit
         self._running: dict[str, _Running] = {}
         if not self.study.trials:
             for params in (of_space.space.default_params(task), *of_space.first):
@@ -181,6 +185,8 @@ class StudySearcher(Searcher):
         record = {**running.record(), "ended_s": self.progress.now_s}
         if record["state"] == State.PRUNED and self.progress.out_of_time:
             record["reason"] = "stopped by --time-budget"
+        if self.audit and (audited := self.audit.record(running.number, running.history)):
+            record["audit"] = audited
         # Before it is on record as finished: a trial whose files are not whole is run again after a kill.
         self.watcher.trial_ended(record)
         running.trial.set_user_attr(RECORD, record)

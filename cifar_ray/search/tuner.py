@@ -83,7 +83,7 @@ def run_search(searcher: StudySearcher, max_epochs: int, storage: Path) -> None:
             # only for one that waits for a process, and would start a process for each trial.
             max_concurrent_trials=pool.num_groups,
             reuse_actors=True,
-            scheduler=make_asha(max_epochs, searcher.study),
+            scheduler=make_asha(max_epochs, searcher.study, searcher.audit),
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(

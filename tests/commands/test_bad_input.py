@@ -84,6 +84,8 @@ def test_bad_input_is_one_line_and_leaves_no_run_folder(
         (["--max-params", "many"], "--max-params: must be a number above 0 such as 150k or 1M, not 'many'"),
         (["--metric", "top5"], "--metric: must be one of accuracy, auc, f1, not 'top5'"),
         (["--sampler", "grid"], "--sampler: must be one of mutation, tpe, random, not 'grid'"),
+        (["--audit", "0.6"], "--audit: must be a share of the trials from 0 to 0.5, such as 0.1 or 10%, not '0.6'"),
+        (["--audit", "few"], "--audit: must be a share of the trials from 0 to 0.5, such as 0.1 or 10%, not 'few'"),
         (["--precision", "fp8"], "--precision: must be one of auto, fp32, bf16, not 'fp8'"),
         (
             ["--set", "precision=bf16"],

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -111,6 +112,7 @@ def test_a_saved_configuration_alone_trains_the_same_model_again(
     done = run_command("train", "--config", str(best / "config.json"), "--seeds", "1", "--name", "again")
     assert done.returncode == 0, done.stdout + done.stderr
     (model,) = (tmp_path / "runs" / "again" / "models").iterdir()
+    assert re.search(rf"^repeated    mish-(bn-)?cnn: \d+ epochs as in {best}, to the last digit$", done.stdout, re.M)
     assert (model / "model.safetensors").read_bytes() == (best / "model.safetensors").read_bytes()
     about = json.loads((tmp_path / "runs" / "again" / "run.json").read_text())
     assert about["settings"]["data"] == "digits" and about["settings"]["max_epochs"] == MAX_EPOCHS

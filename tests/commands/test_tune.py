@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +45,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 def test_the_run_folder_holds_what_it_promises(run: Any) -> None:
     folder, _ = run
     expected = {"run.json", "study.journal", "trials.jsonl", "trials", "models", "best", "evaluation", "hparams"}
-    assert {path.name for path in folder.iterdir()} == expected | {"report.html", "report.md", "ray.log"}
+    assert {path.name for path in folder.iterdir()} == expected | {"report.html", "report.md", "front.csv", "ray.log"}
     evaluated = {path.name for path in (folder / "evaluation").iterdir()}
     assert {f"{name}.csv" for name in ("results", "latency", "quality", "classes", "robustness")} < evaluated
     assert {"predictions.npz", "val_predictions.npz", "train_predictions.npz"} < evaluated
@@ -140,6 +141,30 @@ def test_the_output_reads_well_in_a_pipe(run: Any) -> None:
     assert f"report      {run[0] / 'report.html'}" in out and f"best model  {run[0] / 'best'}" in out
     assert "ray" not in out.replace("cifar_ray", "").lower()  # its chatter is in ray.log
     assert "Ray" in (run[0] / "ray.log").read_text()
+
+
+@pytest.mark.slow
+def test_any_trial_can_be_trained_again_and_comes_out_as_it_was(run: Any, tmp_path: Path) -> None:
+    folders = sorted((run[0] / "trials").iterdir())
+    cards = [json.loads((folder / "config.json").read_text()) for folder in folders]
+    assert [card["config_name"] for card in cards] == ["default", *(f"trial-{number:04d}" for number in range(1, 5))]
+    other = tmp_path / "other"
+    shutil.copytree(folders[3], other)
+    history = read_csv(other / "history.csv")
+    (other / "history.csv").write_text((other / "history.csv").read_text().replace(history[0]["val_loss"], "7.5"))
+    told, flags = [], []
+    for folder, card in zip([*folders[1:3], other], cards[1:4], strict=True):
+        flags += ["--config", str(folder / "config.json")]
+        count = len(read_csv(folder / "history.csv"))
+        came = f"{count} epoch{'s' * (count > 1)} as in {folder}, to the last digit"
+        told.append(f"repeated    {card['config_name']}: {came}")
+    told[2] = (
+        f"repeated    {cards[3]['config_name']}: not as in {other} from epoch 1 on (val_loss 7.5 there, "
+        f"{float(history[0]['val_loss'])} here): another machine, version, or number of threads or workers"
+    )
+    done = launcher.run("train", *flags, "--seeds", "1", "--name", "again", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("repeated")] == told
 
 
 @pytest.mark.slow

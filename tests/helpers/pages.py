@@ -27,7 +27,7 @@ class Page(html.parser.HTMLParser):
         self.text += data.replace("\N{NO-BREAK SPACE}", " ")
 
 
-FIGURES = ("curves-1", "curves-2", "curves-3", "curves-4", "confusion", "roc", "speed", "search")
+FIGURES = ("curves-1", "curves-2", "curves-3", "curves-4", "confusion", "roc", "speed", "search", "sizes")
 """Of a run of one family."""
 
 TWO_FAMILIES = {"trial-0013": 0.972, "default": 0.82, "default-resnet": 0.94, "trial-0012": 0.89, "trial-0010": 0.87}

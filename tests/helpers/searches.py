@@ -1,11 +1,26 @@
 """Small searches: a task, configurations that train in a moment, and what watches them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
+import ray
+from optuna.samplers import RandomSampler
 
 from cifar_ray.config import Task
+from cifar_ray.distributed.hardware import Workers
+from cifar_ray.distributed.process import TrialSettings
+from cifar_ray.distributed.processes import Processes
+from cifar_ray.distributed.workers import open_pool
+from cifar_ray.search import tuner
+from cifar_ray.search.progress import Progress, TimeLimit
+from cifar_ray.search.searcher import StudySearcher
+from cifar_ray.search.space import Space
+from cifar_ray.search.study import SpaceStudy, open_study, study_records
+
+MAX_EPOCHS = 9
 
 TASK = Task(num_classes=10, channels=1, image_size=8, num_train=320, device="cpu", flips=("none",))
 
@@ -51,3 +66,32 @@ def reopen(tmp_path: Path, name: str = "given") -> optuna.Study:
     """The study as another program sees it."""
     backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.journal"))
     return optuna.load_study(study_name=name, storage=optuna.storages.JournalStorage(backend))
+
+
+def run_search(
+    space_configs: list[dict[str, Any]],
+    arrays: dict[str, np.ndarray],
+    tmp_path: Path,
+    num_trials: int,
+    cpus: int = 2,
+    recorder: Recorder | None = None,
+    time_limit: TimeLimit = TimeLimit(),
+    max_params: int | None = None,
+    kind: Callable[..., StudySearcher] = StudySearcher,
+) -> tuple[optuna.Study, Recorder]:
+    """Search a space that gives these configurations in turn (the last one again and again)."""
+
+    def draw(trial: optuna.Trial, task: Task) -> dict[str, Any]:
+        trial.suggest_float("unused", 0, 1)
+        return space_configs[min(trial.number, len(space_configs) - 1)]
+
+    study = open_study(tmp_path / "study.journal", "given", RandomSampler, seed=0)
+    recorder = recorder or Recorder()
+    space = Space("given", draw, lambda task: {"unused": 0.5})
+    progress = Progress(study_records(study), num_trials, time_limit)
+    settings = TrialSettings([ray.put(arrays)], 10, MAX_EPOCHS, MAX_EPOCHS, "accuracy", 1)
+    workers = Workers(2 // cpus, 1, {"CPU": cpus, "GPU": 0})
+    with Processes(workers) as processes, open_pool(settings, processes, tmp_path, judged=True) as pool:
+        searcher = kind(SpaceStudy(space, study), TASK, 0, progress, pool, recorder, max_params)
+        tuner.run_search(searcher, MAX_EPOCHS, tmp_path)
+    return study, recorder

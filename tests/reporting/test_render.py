@@ -144,7 +144,7 @@ def test_interrupted_search_reports_its_trials(tmp_path: Path) -> None:
     text = Page(folder.report_html.read_text()).text
     assert "No final model yet. The best of 19 trials so far is trial-0012" in text
     assert "not finished" in text and "Best trials so far" in text and "Finalists" not in text
-    assert [path.name for path in folder.evaluation.iterdir()] == ["search.png"]
+    assert {path.name for path in folder.evaluation.iterdir()} == {"search.png", "sizes.png"}
 
 
 def test_run_without_any_finished_trial_still_reports(tmp_path: Path) -> None:

@@ -25,9 +25,20 @@ from cifar_ray.reporting.reflection import reflection
 from cifar_ray.reporting.render import build_report, sections_of
 from cifar_ray.reporting.robustness import robustness
 from cifar_ray.reporting.sheets import GAP, data_uri, sheet_png
+from cifar_ray.reporting.summary import gain
 from cifar_ray.results.examples import find_examples
 from cifar_ray.results.recorded_run import Records
-from cifar_ray.results.records import CORRUPTIONS, QUALITY_COLUMNS, RESULTS_COLUMNS, Row, RunFolder, read_csv, write_csv
+from cifar_ray.results.records import (
+    CORRUPTIONS,
+    QUALITY_COLUMNS,
+    RESULTS_COLUMNS,
+    Row,
+    RunFolder,
+    read_csv,
+    read_trials,
+    write_csv,
+    write_trials,
+)
 
 
 @pytest.fixture(scope="module")
@@ -308,3 +319,25 @@ def test_a_report_of_photographs_of_many_classes_stays_small(tmp_path: Path) -> 
     assert html.read_text().count("data:image/jpeg") == 12 + 12 + 6 + 20
     assert "](evaluation/samples.png)" in markdown.read_text()
     assert (folder.evaluation / "mistakes.png").exists()
+
+
+def test_what_was_picked_stands_beside_what_it_came_to(tmp_path: Path) -> None:
+    folder = records.make_run(tmp_path)
+    trials = [one | {"state": "pruned", "epochs": 3} if one["name"] == "trial-0007" else one
+              for one in read_trials(folder.trials_jsonl)]  # fmt: skip
+    write_trials(folder.trials_jsonl, trials)
+    found = Records(folder)
+    table = gain(found).tables[-1]
+    assert table.columns == ["configuration", "in the search %", "trained again %", "on test %"]
+    for one, row in zip(found.summaries, table.rows, strict=True):
+        trial = next(trial for trial in trials if trial["name"] == one.config)
+        values = (trial["best"]["val_metric"], one.val_metric, one.test_accuracy.mean)
+        assert row == [one.config, *map(score_text, values)]
+    marks = {row[0]: table.marks.get(index) for index, row in enumerate(table.rows)}
+    assert marks == {"trial-0012": None, "default": None, "trial-0019": None, "trial-0007": ["stopped after 3 epochs"]}
+
+
+def test_named_models_were_not_picked(tmp_path: Path) -> None:
+    folder = records.make_run(tmp_path, num_trials=0, accuracies={"small-cnn": 0.9, "mish-cnn": 0.88})
+    (table,) = gain(Records(folder)).tables
+    assert table.columns[0] == "small-cnn against"

@@ -8,7 +8,7 @@ import pytest
 from helpers.scores import row
 
 from cifar_ray.reporting import verdict
-from cifar_ray.results.ranking import best_of_families, is_default, summarise
+from cifar_ray.results.ranking import best_of_families, front, is_default, summarise
 from cifar_ray.results.records import Row
 from cifar_ray.results.statistics import (
     Interval,
@@ -90,3 +90,13 @@ def test_best_of_families_takes_the_first_of_each_that_is_known() -> None:
     ]
     best = best_of_families(summarise(rows))
     assert [(one.family, one.config, one.train_s) for one in best] == [("resnet", "c", None), ("cnn", "b", 3.5)]
+
+
+def test_front_is_what_no_smaller_one_matches() -> None:
+    def trial(name: str, value: float, num_params: int | None, state: str = "complete") -> Row:
+        return {"name": name, "state": state, "num_params": num_params, "best": {"val_metric": value}}
+
+    trials = [trial("large", 0.9, 300), trial("as good", 0.8, 250), trial("middle", 0.8, 200), trial("worse", 0.7, 100)]
+    trials += [trial("small", 0.75, 100), trial("stopped", 0.99, 50, "pruned"), trial("unknown", 0.99, None)]
+    assert [one["name"] for one in front(trials)] == ["small", "middle", "large"]
+    assert front([]) == []

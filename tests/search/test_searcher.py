@@ -9,67 +9,33 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import optuna
 import psutil
 import pytest
 import ray
 import torch
-from helpers.searches import TASK, Recorder, reopen, small_config
+from helpers.searches import MAX_EPOCHS, TASK, Recorder, reopen, run_search, small_config
 from helpers.tiny import without_times
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 from ray.tune.schedulers import TrialScheduler
 
-from cifar_ray.config import Task, trial_config
-from cifar_ray.distributed.hardware import Workers
-from cifar_ray.distributed.process import PROCESS, TrialSettings
-from cifar_ray.distributed.processes import Processes
+from cifar_ray.config import trial_config
+from cifar_ray.distributed.process import PROCESS
 from cifar_ray.distributed.rank import REPORT_EVERY_S
-from cifar_ray.distributed.workers import Pool, open_pool
+from cifar_ray.distributed.workers import Pool
 from cifar_ray.results.ranking import finalists
 from cifar_ray.results.records import TRIAL_SECONDS, slot_seconds
-from cifar_ray.search import asha, tuner
+from cifar_ray.search import asha
 from cifar_ray.search.asha import rungs
 from cifar_ray.search.progress import MAX_INFEASIBLE, Progress, TimeLimit
 from cifar_ray.search.samplers import sampler_of
 from cifar_ray.search.searcher import StudySearcher
-from cifar_ray.search.space import Space, load_space
+from cifar_ray.search.space import load_space
 from cifar_ray.search.study import RECORD, SpaceStudy, open_study, study_records
 from cifar_ray.search.trial import ROWS
 from cifar_ray.training.device_data import DeviceData
 from cifar_ray.training.loop import Experiment, run_experiment
 from cifar_ray.training.seeds import derived_seed
-
-MAX_EPOCHS = 9
-
-
-def run_search(
-    space_configs: list[dict[str, Any]],
-    arrays: dict[str, np.ndarray],
-    tmp_path: Path,
-    num_trials: int,
-    cpus: int = 2,
-    recorder: Recorder | None = None,
-    time_limit: TimeLimit = TimeLimit(),
-    max_params: int | None = None,
-    kind: type[StudySearcher] = StudySearcher,
-) -> tuple[optuna.Study, Recorder]:
-    """Search a space that gives these configurations in turn (the last one again and again)."""
-
-    def draw(trial: optuna.Trial, task: Task) -> dict[str, Any]:
-        trial.suggest_float("unused", 0, 1)
-        return space_configs[min(trial.number, len(space_configs) - 1)]
-
-    study = open_study(tmp_path / "study.journal", "given", RandomSampler, seed=0)
-    recorder = recorder or Recorder()
-    space = Space("given", draw, lambda task: {"unused": 0.5})
-    progress = Progress(study_records(study), num_trials, time_limit)
-    settings = TrialSettings([ray.put(arrays)], 10, MAX_EPOCHS, MAX_EPOCHS, "accuracy", 1)
-    workers = Workers(2 // cpus, 1, {"CPU": cpus, "GPU": 0})
-    with Processes(workers) as processes, open_pool(settings, processes, tmp_path, judged=True) as pool:
-        searcher = kind(SpaceStudy(space, study), TASK, 0, progress, pool, recorder, max_params)
-        tuner.run_search(searcher, MAX_EPOCHS, tmp_path)
-    return study, recorder
 
 
 @pytest.fixture(scope="module")
