@@ -69,8 +69,8 @@ def _tell_whether_repeated(run: Run[TrainSettings], console: Console, saved: Sav
     if not epochs or saved.card["max_epochs"] != run.settings.max_epochs:
         return
     for before, now in epochs:
-        if differing := [name for name in REPEATED if before[name] != now[name]]:
-            name = differing[0]
+        known = [name for name in REPEATED if name in before]  # another version may have fewer
+        if name := next((name for name in known if before[name] != now[name]), None):
             console.line(
                 f"repeated    {saved.name}: not as in {folder} from epoch {now['epoch']} on ({name} {before[name]} "
                 f"there, {now[name]} here): another machine, version, or number of threads or workers"

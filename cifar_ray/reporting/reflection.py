@@ -40,7 +40,10 @@ def reflection(records: Records) -> Section:
     """The section: a paragraph for each matter, and as points what to try next, each with its flag."""
     section = Section("What to make of it")
     section.text = [text for clauses in (FAMILIES, FIT, CLASSES, CAVEATS) if (text := _paragraph(clauses, records))]
-    section.points = [said for clause in NEXT if (said := clause(records))]
+    by_flags: dict[str, str] = {}
+    for said in filter(None, (clause(records) for clause in NEXT)):
+        by_flags.setdefault(said.rpartition(": ")[2], said)  # two findings may call for the same
+    section.points = list(by_flags.values())
     if section.points and records.run.get("kind") == "evaluate":
         section.text.append(
             "The flags below are those of python -m cifar_ray.train, which takes the configuration of a model by "

@@ -24,6 +24,7 @@ from cifar_ray.errors import InputError
 from cifar_ray.models.classifier import build_model
 from cifar_ray.models.saved import load_model, pack_weights, save_model
 from cifar_ray.presets import preset
+from cifar_ray.results.config_json import read_config
 from cifar_ray.results.records import RunFolder, read_csv, read_trials
 from cifar_ray.train import main
 
@@ -113,12 +114,15 @@ def test_a_space_searches_its_parameters(run_command: Command, tmp_path: Path) -
     assert done.returncode == 0, done.stdout + done.stderr
     run = RunFolder(tmp_path / "runs" / "mine")
     trials = [one for one in read_trials(run.trials_jsonl) if one["config"]["family"] == "module"]
+    code = (EXAMPLES / "my_cnn.py").read_text()
     assert len(trials) >= 4 and {one["state"] for one in trials} <= {"complete", "pruned", "infeasible"}
     for one in trials:
         assert one["config"]["model"]["params"]["width"] == one["params"]["module/width"]
         assert "source" not in one["config"]["model"] and one["num_params"] > 0
+        if one["epochs"]:
+            config, card = read_config(run.trial(one["number"]) / "config.json")
+            assert config.model.source == code and card is not None and card["config_name"] == one["name"]
     assert "module" in {row["family"] for row in read_csv(run.results_csv)}
-    code = (EXAMPLES / "my_cnn.py").read_text()
     assert code.splitlines()[0] not in run.report_html.read_text()
 
 

@@ -313,6 +313,15 @@ def test_every_clause_is_in_the_report_and_has_a_test(whole_run: RunFolder) -> N
     )
 
 
+def test_what_two_findings_call_for_is_a_point_once(run: RunFolder) -> None:
+    fragile(run)
+    found = Records(run)
+    both_say = [str(clause(found)) for clause in (advice.regularise, advice.shift_images)]
+    assert all(said.endswith("--set augment/crop_padding=1") for said in both_say)
+    points = reflection.reflection(found).points
+    assert [point for point in points if point.endswith("--set augment/crop_padding=1")] == both_say[:1]
+
+
 def test_a_run_without_final_models_has_nothing_to_reflect_on(tmp_path: Path) -> None:
     folder = records.make_run(tmp_path, finals=False, num_trials=4)
     assert reflection.reflection(Records(folder)).empty
