@@ -107,8 +107,12 @@ ARMS: dict[str, Callable[[SearchTask, int], Arm]] = {
     "TPE, median stopping": partial(stock, scheduler=median),
     "TPE, no stopping": partial(stock, scheduler=no_stopping),
     "random, no stopping": partial(stock, scheduler=no_stopping, sampler=optuna.samplers.RandomSampler),
+    "GP, stock ASHA": partial(stock, scheduler=asha, sampler=optuna.samplers.GPSampler),
     "ours, tpe": partial(ours, sampler="tpe"),
     "ours, random": partial(ours, sampler="random"),
     "ours, mutation": partial(ours, sampler="mutation"),
 }
 """By name; `STOCK` is what the others are measured against."""
+
+SLOW = frozenset({"GP, stock ASHA"})
+"""Those whose draws take seconds: they are simulated only where they are asked for."""

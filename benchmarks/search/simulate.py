@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from arms import ARMS, STOCK
+from arms import ARMS, SLOW, STOCK
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 from record_table import TABLES, read_table
@@ -185,7 +185,7 @@ def report(task: SearchTask, found: dict[str, list[Outcome]], real_s: dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=[name for name, task in TASKS.items() if task.num_table])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--arms", nargs="+", default=[arm for arm in ARMS if arm not in SLOW], choices=list(ARMS))
     parser.add_argument("--seeds", type=int, default=32, help="search seeds")
     parser.add_argument("--first-seed", type=int, default=1000, help="the first of them; below 1000: for tuning")
     parser.add_argument("--slots", type=int, default=2)
