@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-
 from cifar_ray.reporting.parts import Section, Table, score_text, with_unit
 from cifar_ray.results.ranking import best_value
 from cifar_ray.results.recorded_run import Records
@@ -40,8 +36,10 @@ def audit(records: Records) -> Section:
         return section
     epoch = ended[0]["audit"]["epoch"]
     if len(ended) >= MIN_RANKED:
+        from scipy.stats import spearmanr  # slow to import, and few reports need it
+
         early, final = [one["audit"]["val_metric"] for one in ended], [best_value(one) for one in ended]
-        told = f"have a rank correlation of {rank_correlation(early, final):.2f} (Spearman's, n = {len(ended)})"
+        told = f"have a rank correlation of {spearmanr(early, final)[0]:.2f} (Spearman's, n = {len(ended)})"
     else:
         told = f"are of too few trials to be compared by rank (n = {len(ended)}, from {MIN_RANKED} on it is told)"
     section.text.append(f"Their best values until epoch {epoch}, where ASHA first decides, and at the end {told}.")
@@ -55,13 +53,3 @@ def audit(records: Records) -> Section:
         table.rows.append([one["name"], decided, *(score_text(value, records.metric) for value in values)])
     section.tables.append(table)
     return section
-
-
-def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
-    """Spearman's rank correlation; ties share their mean rank, and it is nan where all values of one side are equal."""
-    ranks = []
-    for values in (a, b):
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[inverse])
-    with np.errstate(invalid="ignore"):
-        return float(np.corrcoef(ranks[0], ranks[1])[0, 1])

@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pytest
 from helpers import records
-from scipy.stats import spearmanr
 
-from cifar_ray.reporting.audit import audit, rank_correlation
+from cifar_ray.reporting.audit import audit
 from cifar_ray.reporting.parts import Section
 from cifar_ray.reporting.render import sections_of
 from cifar_ray.results.recorded_run import Records
@@ -61,11 +58,3 @@ def test_without_an_audit_there_is_nothing_to_say(tmp_path: Path) -> None:
     found = Records(records.make_run(tmp_path))
     assert audit(found).empty
     assert "What early stopping missed" not in [section.heading for section in sections_of(found)]
-
-
-def test_rank_correlation_is_scipys() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        a, b = rng.integers(0, 6, 15).tolist(), rng.integers(0, 6, 15).tolist()
-        assert rank_correlation(a, b) == pytest.approx(spearmanr(a, b).statistic)
-    assert np.isnan(rank_correlation([1, 1], [1, 2]))
